@@ -1,0 +1,1 @@
+"""Engines: each opens an artifact and embeds token ids."""

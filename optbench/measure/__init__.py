@@ -1,0 +1,1 @@
+"""Measuring: latency, accuracy, fidelity, footprint. A measurement is a record that nobody edits."""

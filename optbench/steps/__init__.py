@@ -1,0 +1,1 @@
+"""Steps: each turns one artifact into another."""

@@ -1,0 +1,89 @@
+"""What a step is: a recipe entry that turns one artifact into another."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+from pydantic import BaseModel, ConfigDict, JsonValue
+
+from optbench.artifact import Artifact, Kind
+from optbench.machine import Machine
+
+__all__ = ["BaseStep", "Price", "Refusal", "StepContext", "StepReport"]
+
+Price = Callable[[Sequence[Path]], list[Mapping[int, float]]]
+"""Artifact-shaped folders to the median latency of each in milliseconds by token length, timed in alternation."""
+
+
+class Refusal(BaseModel):
+    """A place that a rewrite looked at and left alone, and why."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rule: str
+    node: str
+    reason: str
+
+
+class StepReport(BaseModel):
+    """What a step did, for the record."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    matched: dict[str, int] = {}
+    refused: tuple[Refusal, ...] = ()
+    warnings: tuple[str, ...] = ()
+    facts: dict[str, JsonValue] = {}
+
+
+@dataclass(frozen=True)
+class StepContext:
+    """What a step may need of the world.
+
+    Attributes:
+        scratch: an empty folder that is removed afterwards; on the same file system as the output.
+        machine: what this machine is.
+        calibration_texts: real texts with their prompts in front, queries and documents alike.
+        price: times candidate folders (each in an artifact's layout) against each other on this machine.
+        progress: called with a phrase and, where known, the share done in 0..1.
+    """
+
+    scratch: Path
+    machine: Machine
+    calibration_texts: Sequence[str] = ()
+    price: Price | None = None
+    progress: Callable[[str, float | None], None] = field(default=lambda message, share: None)
+
+
+class BaseStep(BaseModel, ABC):
+    """A recipe entry, validated and frozen; the entry is the step.
+
+    Subclasses add `step: Literal["verb_object"]`, the tag of the union in `steps/__init__.py`.
+
+    Attributes:
+        takes: kinds of artifact it accepts.
+        gives: the kind it makes.
+        version: raised whenever the same options would give other bytes; part of the cache key.
+        libraries: distributions whose versions are part of the cache key.
+        needs_calibration: whether it reads `context.calibration_texts`.
+        needs_price: whether it calls `context.price`; its result then belongs to this machine, and so does its cache key.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    takes: ClassVar[frozenset[Kind]]
+    gives: ClassVar[Kind]
+    version: ClassVar[int]
+    libraries: ClassVar[tuple[str, ...]]
+    needs_calibration: ClassVar[bool] = False
+    needs_price: ClassVar[bool] = False
+
+    @abstractmethod
+    def run(self, source: Artifact, out: Path, context: StepContext) -> StepReport:
+        """Fill the empty folder `out` with the new artifact's files; `source` is not touched.
+
+        Raises:
+            StepError: the source cannot be taken, or the step matched fewer places than its options expect.
+        """

@@ -1,0 +1,1 @@
+"""Accuracy tasks: texts, queries and human judgments."""

@@ -1,0 +1,173 @@
+"""Run one function of optbench in a fresh process, and talk with it in JSON lines.
+
+Timed work needs a process nobody else has warmed or filled, a step's peak memory can only be read off a process of its
+own, and memory that a library leaks goes back when that process ends. The parent blocks on a pipe and never spins.
+The child dies with its parent (Linux: PR_SET_PDEATHSIG), so a `kill -9` leaves nothing running.
+"""
+
+import contextlib
+import ctypes
+import importlib
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TextIO
+
+from optbench import errors
+from optbench.errors import MachineError, OptbenchError
+
+__all__ = ["Worker", "peak_rss_bytes"]
+
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+STDERR_TAIL_BYTES = 4000
+
+
+def peak_rss_bytes() -> int:
+    """The largest resident set this process has had, in bytes (file-backed pages included)."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+class Worker:
+    """A child process that serves one function.
+
+    The function is named `package.module:function`, takes the payload and a `reply` callable, and is a generator
+    that is sent each request and yields its answer: see `serve`.
+    """
+
+    def __init__(self, target: str, payload: Mapping[str, Any], environment: Mapping[str, str] | None = None) -> None:
+        """Start the process; it loads nothing until the first request.
+
+        Args:
+            target: `optbench.module:function`.
+            payload: JSON-serializable argument.
+            environment: variables set for the child only (`ONEDNN_MAX_CPU_ISA`, say).
+        """
+        self.target = target
+        request_read, request_write = os.pipe()
+        reply_read, reply_write = os.pipe()
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  # closed in close()
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "optbench.worker", str(request_read), str(reply_write), str(os.getpid())],
+            stdin=subprocess.DEVNULL,
+            stdout=self._stderr,  # what a library prints must not reach optbench's stdout
+            stderr=self._stderr,
+            pass_fds=(request_read, reply_write),
+            env={**os.environ, **(environment or {})},
+        )
+        os.close(request_read)
+        os.close(reply_write)
+        self._requests = os.fdopen(request_write, "w", encoding="utf-8")
+        self._replies = os.fdopen(reply_read, encoding="utf-8")
+        self._send({"target": target, "payload": payload})
+
+    def _send(self, message: Mapping[str, Any]) -> None:
+        try:
+            self._requests.write(json.dumps(message) + "\n")
+            self._requests.flush()
+        except BrokenPipeError:
+            raise self._death() from None
+
+    def request(self, message: Mapping[str, Any], on_progress: Callable[[str, float | None], None] | None = None) -> Any:
+        """Send one request and block until its answer.
+
+        Raises:
+            OptbenchError: of the class and with the words that the child raised.
+            MachineError: the child was killed; says by which signal and what that usually means.
+        """
+        self._send(message)
+        for line in self._replies:
+            reply = json.loads(line)
+            if "progress" in reply:
+                if on_progress is not None:
+                    on_progress(*reply["progress"])
+                continue
+            if "error" in reply:
+                error_class = getattr(errors, reply["error"], None)
+                if error_class is None:
+                    raise RuntimeError(f"{self.target} failed in its process:\n{reply['message']}")
+                raise error_class(reply["message"])
+            return reply["answer"]
+        raise self._death()
+
+    def _death(self) -> Exception:
+        code = self._process.wait()
+        size = self._stderr.seek(0, os.SEEK_END)
+        self._stderr.seek(max(0, size - STDERR_TAIL_BYTES))
+        tail = self._stderr.read().decode(errors="replace").strip()
+        if code < 0:
+            name = signal.Signals(-code).name
+            hint = "usually the kernel, out of memory: close other programs" if code == -signal.SIGKILL else "see its last words"
+            return MachineError(f"the process of {self.target} was ended by {name} ({hint}), then run again. {tail}".rstrip())
+        return RuntimeError(f"the process of {self.target} ended with status {code}:\n{tail}")
+
+    @property
+    def pid(self) -> int:
+        """The child's process id."""
+        return self._process.pid
+
+    def close(self) -> None:
+        """End the process; calling it twice is harmless."""
+        for pipe in (self._requests, self._replies):
+            with contextlib.suppress(OSError):
+                pipe.close()
+        if self._process.poll() is None:
+            # It holds nothing that must be saved: what it wrote is sealed by the parent or thrown away.
+            self._process.kill()
+            self._process.wait()
+        self._stderr.close()
+
+    def __enter__(self) -> "Worker":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+Serve = Callable[[dict[str, Any], Callable[[str, float | None], None]], Iterator[Any]]
+
+
+def serve(requests: TextIO, replies: TextIO) -> None:
+    """The child's side: read the target, then answer requests until the parent closes the pipe."""
+
+    def send(message: Mapping[str, Any]) -> None:
+        replies.write(json.dumps(message) + "\n")
+        replies.flush()
+
+    def report_progress(message: str, share: float | None) -> None:
+        send({"progress": [message, share]})
+
+    first = json.loads(requests.readline())
+    module_name, function_name = first["target"].split(":")
+    handler = None
+    for line in requests:
+        try:
+            if handler is None:
+                function: Any = getattr(importlib.import_module(module_name), function_name)
+                handler = function(first["payload"], report_progress)
+                next(handler)
+            send({"answer": handler.send(json.loads(line))})
+        except OptbenchError as error:
+            send({"error": type(error).__name__, "message": str(error)})
+        except Exception:
+            send({"error": "bug", "message": traceback.format_exc()})
+
+
+def _main() -> None:
+    request_fd, reply_fd, parent = (int(argument) for argument in sys.argv[1:])
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets Ctrl-C too, and ends this process
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it died before the line above
+            return
+    with os.fdopen(request_fd, encoding="utf-8") as requests, os.fdopen(reply_fd, "w", encoding="utf-8") as replies:
+        serve(requests, replies)
+
+
+if __name__ == "__main__":
+    _main()
