@@ -1,3 +1,31 @@
-"""optbench: the CPU latency-optimization and quantization workbench for text-embedding encoders."""
+"""optbench: the CPU latency-optimization and quantization workbench for text-embedding encoders.
+
+    import optbench
+
+    encoder = optbench.load("exported/minilm-l6")
+    vectors = encoder.encode(["running shoes", "usb-c cable"], prompt="query")  # (2, dimension) float32
+
+`load` and `Encoder` are what a service imports: numpy, tokenizers and the engine, no torch. `apply` runs a recipe as
+`optbench apply` does; `Recipe` is what `load_recipe` reads.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from optbench.encoder import Encoder, load
+    from optbench.recipe import Recipe, load_recipe
+    from optbench.runner import Options, apply
 
 __version__ = "0.1.0"
+__all__ = ["Encoder", "Options", "Recipe", "apply", "load", "load_recipe"]
+
+_HOMES = {"Encoder": "encoder", "load": "encoder", "Recipe": "recipe", "load_recipe": "recipe", "Options": "runner", "apply": "runner"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import each public name when it is first asked for: a service that loads an encoder pays for no recipe."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'optbench' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"optbench.{_HOMES[name]}"), name)

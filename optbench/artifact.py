@@ -33,6 +33,7 @@ __all__ = [
     "copy_companions",
     "hash_file",
     "open_artifact",
+    "read_manifest_sha256",
     "seal",
 ]
 
@@ -199,6 +200,14 @@ def _read_manifest(folder: Path) -> tuple[Manifest, bytes]:
         if pure.is_absolute() or ".." in pure.parts or "\\" in name or "\0" in name:
             raise ArtifactError(f"{path}: lists {name!r}, which points outside the folder; do not use this artifact")
     return manifest, content
+
+
+def read_manifest_sha256(folder: Path) -> str | None:
+    """The sha256 of an artifact's manifest, nothing verified; None where there is no manifest."""
+    try:
+        return hash_file(folder / MANIFEST)
+    except OSError:
+        return None
 
 
 def open_artifact(folder: Path, *, verify: bool = True) -> Artifact:

@@ -25,6 +25,7 @@ __all__ = [
     "describe",
     "read_json",
     "read_max_tokens",
+    "read_named_prompts",
     "read_prompts",
     "write_layout",
 ]
@@ -135,12 +136,22 @@ def read_body(folder: Path) -> Body:
         raise BaseModelError(f"{folder / 'config.json'}: {error}") from error
 
 
-def read_prompts(folder: Path) -> Prompts:
-    """The prompts in `config_sentence_transformers.json`; none where the file is missing."""
+def read_named_prompts(folder: Path) -> dict[str, str]:
+    """Every prompt in `config_sentence_transformers.json` by its name; none where the file is missing.
+
+    Raises:
+        BaseModelError: something that is not a text.
+    """
     path = folder / "config_sentence_transformers.json"
-    if not path.is_file():
-        return Prompts()
-    prompts = _read_object(path).get("prompts") or {}
+    prompts = (_read_object(path).get("prompts") or {}) if path.is_file() else {}
+    if not isinstance(prompts, dict) or not all(isinstance(text, str) for text in prompts.values()):
+        raise BaseModelError(f"{path}: prompts {json.dumps(prompts)[:80]}; texts by name are wanted: correct the file")
+    return prompts
+
+
+def read_prompts(folder: Path) -> Prompts:
+    """The prompts of `read_named_prompts` for a query and a document."""
+    prompts = read_named_prompts(folder)
     # sentence-transformers writes "passage" or "document" for the document side, as the authors chose.
     return Prompts(query=prompts.get("query", ""), document=prompts.get("document", prompts.get("passage", "")))
 

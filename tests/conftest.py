@@ -11,6 +11,8 @@ from optbench.artifact import Artifact, Kind, seal
 from optbench.checkpoint import Body, Description, Prompts, write_layout
 from optbench.machine import read_machine
 from optbench.steps.base import StepContext
+from optbench.steps.convert_openvino import ConvertOpenvino
+from optbench.steps.export_onnx import ExportOnnx
 
 WORDS = [
     "red",
@@ -117,5 +119,28 @@ def make_context(tmp_path: Path) -> Callable[..., StepContext]:
         scratch = tmp_path / "scratch"
         scratch.mkdir(exist_ok=True)
         return StepContext(scratch=scratch, machine=read_machine(), **options)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_artifact(tmp_path_factory: pytest.TempPathFactory, make_checkpoint: Callable[..., Artifact]) -> Callable[..., Artifact]:
+    """A factory of the same tiny model in each kind: `make_artifact(Kind.ONNX, "BertModel", "mean")`; made once a session."""
+    made: dict[tuple[Any, ...], Artifact] = {}
+
+    def make(kind: Kind, architecture: str = "BertModel", pooling: str = "mean", **options: Any) -> Artifact:
+        if kind is Kind.CHECKPOINT:
+            return make_checkpoint(architecture, pooling, **options)
+        key = (kind, architecture, pooling, *sorted(options.items()))
+        if key not in made:
+            folder = tmp_path_factory.mktemp(kind)
+            staging, scratch = folder / "staging", folder / "scratch"
+            staging.mkdir()
+            scratch.mkdir()
+            step = ExportOnnx() if kind is Kind.ONNX else ConvertOpenvino()
+            source = make(Kind.CHECKPOINT if kind is Kind.ONNX else Kind.ONNX, architecture, pooling, **options)
+            step.run(source, staging, StepContext(scratch=scratch, machine=read_machine()))
+            made[key] = seal(staging, folder / "sealed", kind, "random")
+        return made[key]
 
     return make

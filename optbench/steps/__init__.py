@@ -1,1 +1,31 @@
-"""Steps: each turns one artifact into another."""
+"""Steps: each turns one artifact into another. The union below is the registry."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from optbench.steps.base import BaseStep, StepContext, StepReport
+from optbench.steps.compress_weights import CompressWeights
+from optbench.steps.convert_openvino import ConvertOpenvino
+from optbench.steps.export_onnx import ExportOnnx
+from optbench.steps.fuse_graph import FuseGraph
+from optbench.steps.quantize_dynamic import QuantizeDynamic
+from optbench.steps.quantize_static import QuantizeStatic
+
+__all__ = [
+    "BaseStep",
+    "CompressWeights",
+    "ConvertOpenvino",
+    "ExportOnnx",
+    "FuseGraph",
+    "QuantizeDynamic",
+    "QuantizeStatic",
+    "Step",
+    "StepContext",
+    "StepReport",
+]
+
+Step = Annotated[
+    ExportOnnx | FuseGraph | ConvertOpenvino | QuantizeDynamic | QuantizeStatic | CompressWeights,
+    Field(discriminator="step"),
+]

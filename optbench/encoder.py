@@ -1,0 +1,230 @@
+"""What a service imports: text in, embeddings out, with numpy, tokenizers and one engine and nothing heavier.
+
+with optbench.load("exported/minilm-l6") as encoder:
+    queries = encoder.encode(["waterproof running shoes"], prompt="query")
+    documents = encoder.encode(texts, prompt="document")
+    scores = queries @ documents.T
+"""
+
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
+
+from optbench.artifact import Artifact, open_artifact
+from optbench.checkpoint import describe, read_json, read_named_prompts
+from optbench.engines import Engine, default_engine
+from optbench.errors import ArtifactError, BaseModelError, EngineError
+from optbench.tokenizer import encode_batch, load_tokenizer
+
+__all__ = ["ENGINE_FILE", "Encoder", "load"]
+
+ENGINE_FILE = "engine.json"
+"""The options that an artifact was measured with, beside its weights: an `Engine` as JSON."""
+# Texts tokenized at once: enough to keep the tokenizer's threads busy, few enough that its word lists stay small.
+TOKENIZE_CHUNK = 2048
+
+_ENGINE: TypeAdapter[Engine] = TypeAdapter(Engine)
+
+
+def load(
+    path: str | Path, engine: Engine | str | None = None, *, dimension: int | None = None, verify: bool = False, **options: Any
+) -> "Encoder":
+    """Open an artifact for encoding.
+
+    Args:
+        path: the artifact's folder.
+        engine: an engine, or the name of one; left out: what the folder's engine.json says, else the one made for its kind.
+        dimension: keep so many leading components, for models trained to allow it (Matryoshka); the rest is cut off and the
+            embedding normalized again if the model normalizes.
+        verify: hash every file and compare with the manifest; without it names and sizes are checked, which takes no time.
+        options: options of the engine, over those that it comes with: `threads=2`.
+
+    Raises:
+        ArtifactError: the folder is not a whole artifact, or its embedding is shorter than `dimension`.
+        EngineError: no such engine or option, or the engine refuses the artifact.
+    """
+    artifact = open_artifact(Path(path), verify=verify)
+    return Encoder(artifact, _choose_engine(artifact, engine, options), dimension=dimension)
+
+
+def _choose_engine(artifact: Artifact, engine: Engine | str | None, options: Mapping[str, Any]) -> Engine:
+    where = f"engine {engine}" if isinstance(engine, str) else "engine options"
+    document: Any
+    if isinstance(engine, str):
+        document = {"engine": engine}
+    elif engine is not None:
+        document = engine.model_dump()
+    elif (artifact.path / ENGINE_FILE).is_file():
+        where = str(artifact.path / ENGINE_FILE)
+        try:
+            document = read_json(artifact.path / ENGINE_FILE)
+        except BaseModelError as error:
+            raise ArtifactError(str(error)) from error
+    else:
+        document = default_engine(artifact.kind).model_dump()
+    try:
+        return _ENGINE.validate_python({**document, **options} if isinstance(document, dict) else document)
+    except ValidationError as error:
+        raise EngineError(f"{where}: {_describe(error)}") from error
+
+
+def _describe(error: ValidationError) -> str:
+    """The first thing that pydantic minds, and for an unknown option those that the engine knows."""
+    first = error.errors()[0]
+    place = [str(part) for part in first["loc"]]
+    known = next((kind for kind in get_args(get_args(Engine)[0]) if place and kind.model_fields["engine"].default == place[0]), None)
+    if first["type"] == "extra_forbidden" and known is not None:
+        return f"{place[0]} has no option {place[-1]}; it has {', '.join(name for name in known.model_fields if name != 'engine')}"
+    return f"{' '.join(place)}: {first['msg']}".removeprefix(": ")
+
+
+class Encoder:
+    """An artifact, its tokenizer and an engine's session. May be used from several threads, which then take turns.
+
+    Attributes:
+        artifact: what embeds.
+        engine: what runs it, with its options.
+        dimension: components of an embedding.
+        max_tokens: the longest input; what is longer is cut at the end.
+        prompts: text put in front, by the name that `encode` takes: `query` and `document` in any case, and those of the model.
+    """
+
+    def __init__(self, artifact: Artifact, engine: Engine, *, dimension: int | None = None) -> None:
+        """Read the small files, load the tokenizer and open the engine.
+
+        Raises:
+            ArtifactError: a small file or the tokenizer is broken, or the embedding is shorter than `dimension`.
+            EngineError: the engine refuses the artifact.
+        """
+        self.artifact, self.engine = artifact, engine
+        try:
+            description = describe(artifact.path)
+            named = read_named_prompts(artifact.path)
+        except BaseModelError as error:
+            raise ArtifactError(str(error)) from error
+        if dimension is not None and not 1 <= dimension <= description.body.hidden:
+            raise ArtifactError(
+                f"{artifact.path}: its embeddings have {description.body.hidden} components, so not {dimension}; ask for less"
+            )
+        self.prompts: Mapping[str, str] = MappingProxyType({**description.prompts.model_dump(), **named})
+        self.dimension: int = dimension or description.body.hidden
+        self.max_tokens: int = description.max_tokens
+        self._cut = self.dimension < description.body.hidden
+        self._normalize = description.normalize
+        self._pad_id = description.body.pad_id
+        self._tokenizer = load_tokenizer(artifact.path)
+        self._lock = threading.Lock()
+        self._session = engine.open(artifact)
+
+    def encode(self, texts: str | Sequence[str], prompt: str | None = None, *, batch_size: int = 32) -> NDArray[np.float32]:
+        """Embed texts.
+
+        Args:
+            texts: one, or several.
+            prompt: the name of the prompt to put in front, `query` or `document`; None puts nothing.
+            batch_size: texts run at once; a batch holds texts of like length, so that little of it is padding.
+
+        Returns:
+            (dimension,) for one text; (len(texts), dimension) for several, in their order.
+
+        Raises:
+            ArtifactError: the model has no prompt of that name; those it has are listed.
+            TypeError: something that is not a text.
+        """
+        if isinstance(texts, str):
+            row: NDArray[np.float32] = self.embed(*self.tokenize((texts,), prompt))[0]
+            return row
+        if batch_size < 1:
+            raise ValueError(f"batch_size {batch_size}: at least 1 is wanted")
+        if not texts:
+            self._with_prompt((), prompt)
+            return np.empty((0, self.dimension), dtype=np.float32)
+        if len(texts) == 1:
+            return self.embed(*self.tokenize(texts, prompt))
+        rows = self._tokenize_ragged(self._with_prompt(texts, prompt))
+        out = np.empty((len(rows), self.dimension), dtype=np.float32)
+        # Longest first: the memory that a run needs is taken at once, and a text too many for it fails early.
+        order = sorted(range(len(rows)), key=lambda index: -len(rows[index]))
+        for start in range(0, len(order), batch_size):
+            batch = order[start : start + batch_size]
+            out[batch] = self.embed(*self._pad([rows[index] for index in batch]))
+        return out
+
+    def tokenize(self, texts: Sequence[str], prompt: str | None = None) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Put the prompt in front and tokenize, without embedding.
+
+        Args:
+            texts: at least one.
+            prompt: as for `encode`.
+
+        Returns:
+            input_ids and attention_mask, each (len(texts), tokens of the longest) int64.
+        """
+        return encode_batch(self._tokenizer, self._with_prompt(texts, prompt))
+
+    def embed(self, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Embed token ids.
+
+        Args:
+            input_ids: (batch, tokens).
+            attention_mask: (batch, tokens), 1 for a token, 0 for padding.
+
+        Returns:
+            (batch, dimension).
+        """
+        with self._lock:
+            rows = self._session.embed(input_ids, attention_mask)
+        if self._cut:
+            rows = rows[:, : self.dimension]
+            if self._normalize:
+                rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+        return rows
+
+    def close(self) -> None:
+        """Free the model's memory. Calling it twice is harmless."""
+        with self._lock:
+            self._session.close()
+
+    def __enter__(self) -> "Encoder":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _with_prompt(self, texts: Sequence[str], name: str | None) -> Sequence[str]:
+        for index, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise TypeError(f"texts[{index}]: {type(text).__name__}, a str is wanted")
+        if name is None:
+            return texts
+        prefix = self.prompts.get(name)
+        if prefix is None:
+            raise ArtifactError(f"{self.artifact.path}: has no prompt {name!r}; it has {', '.join(self.prompts)}")
+        return [prefix + text for text in texts] if prefix else texts
+
+    def _tokenize_ragged(self, texts: Sequence[str]) -> list[NDArray[np.int64]]:
+        """The ids of each text, without padding."""
+        rows: list[NDArray[np.int64]] = [np.empty(0, dtype=np.int64)] * len(texts)
+        # By length in characters, so that a chunk, which the tokenizer pads to its longest row, holds little padding.
+        order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
+        for start in range(0, len(order), TOKENIZE_CHUNK):
+            chunk = order[start : start + TOKENIZE_CHUNK]
+            ids, mask = encode_batch(self._tokenizer, [texts[index] for index in chunk])
+            for index, row, length in zip(chunk, ids, mask.sum(axis=1), strict=True):
+                rows[index] = row[:length].copy()
+        return rows
+
+    def _pad(self, rows: Sequence[NDArray[np.int64]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        longest = max(map(len, rows))
+        ids = np.full((len(rows), longest), self._pad_id, dtype=np.int64)
+        mask = np.zeros_like(ids)
+        for index, row in enumerate(rows):
+            ids[index, : len(row)] = row
+            mask[index, : len(row)] = 1
+        return ids, mask

@@ -1,0 +1,301 @@
+"""OpenVINO on the CPU."""
+
+import os
+import sys
+from bisect import bisect_left
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, field_validator
+
+from optbench.artifact import Artifact, Kind
+from optbench.checkpoint import Body, read_body
+from optbench.engines.base import BaseEngine, Session
+from optbench.engines.onednn import BF16_ISAS, max_isa_environment
+from optbench.errors import BaseModelError, EngineError
+from optbench.machine import Isa, usable_threads
+
+if TYPE_CHECKING:
+    import openvino
+
+__all__ = ["STATIC_LENGTHS", "OpenVino"]
+
+INPUTS = ("input_ids", "attention_mask")
+OUTPUT = "sentence_embedding"
+STATIC_LENGTHS = ("optbench", "static_lengths")
+"""Where an IR carries its own static lengths, in its rt_info: `"8 16 32"`."""
+# Each static length holds a compiled model of its own.
+STATIC_LENGTHS_MAX = 16
+
+
+class OpenVino(BaseEngine):
+    """OpenVINO's CPU plugin, set for latency: one stream, one request. Weights are mapped.
+
+    With static lengths, a single text is padded to the next one and run on the graph compiled for just that shape, which skips
+    the shape inference and the re-planning of dynamic shapes (10-18 % of the time on short inputs); a longer text or a batch
+    runs the dynamic graph. Each static length keeps its own copy of the weights in the layout of the kernels.
+    """
+
+    opens: ClassVar[frozenset[Kind]] = frozenset({Kind.OPENVINO, Kind.ONNX})
+
+    engine: Literal["openvino"] = "openvino"
+    inference_precision: Literal["f32", "bf16", "f16"] = Field(
+        default="f32",
+        description="Arithmetic of what is not quantized (INFERENCE_PRECISION_HINT). OpenVINO's own default is bf16 where the CPU has it.",
+    )
+    dynamic_quantization_group: int | None = Field(
+        default=None,
+        ge=0,
+        le=65536,
+        description="Activations that share an int8 scale before compressed weights; 0 keeps them in floating point; "
+        "left out: what the IR says, else OpenVINO's 32. Never above a layer's inputs: OpenVINO then skips that layer in silence.",
+    )
+    static_lengths: tuple[int, ...] | None = Field(
+        default=None,
+        max_length=STATIC_LENGTHS_MAX,
+        description="Token lengths compiled as static shapes, ascending; left out: what the IR says; empty: none.",
+    )
+    compile_on_first_use: bool = Field(
+        default=False,
+        description="Compile each shape when it is first needed: opens sooner and holds less, and the first input of a shape waits.",
+    )
+    scheduling_core_type: Literal["ANY_CORE", "PCORE_ONLY", "ECORE_ONLY"] | None = Field(
+        default=None, description="Cores of a hybrid CPU to run on; OpenVINO's choice when left out."
+    )
+    enable_cpu_pinning: bool | None = Field(default=None, description="Pin threads to cores; OpenVINO's choice when left out.")
+    enable_hyper_threading: bool | None = Field(
+        default=None, description="Use both threads of a core; OpenVINO's choice, for latency no, when left out."
+    )
+
+    @field_validator("static_lengths")
+    @classmethod
+    def _check_lengths(cls, lengths: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if lengths and (min(lengths) < 1 or list(lengths) != sorted(set(lengths))):
+            raise ValueError(f"{' '.join(map(str, lengths))}: ascending token lengths of at least 1 are wanted, such as 8 16 32")
+        return lengths
+
+    @property
+    def precision(self) -> str:
+        """`fp32`, `bf16` or `fp16`."""
+        return {"f32": "fp32", "bf16": "bf16", "f16": "fp16"}[self.inference_precision]
+
+    def environment(self, isa: Isa) -> dict[str, str]:
+        """The variables under which a fresh process runs OpenVINO as a CPU with `isa` would.
+
+        Raises:
+            EngineError: this CPU lacks the set, or the set lacks the precision that is asked for.
+        """
+        # OpenVINO looks for bf16 at the CPU and not at the cap, and then fails on the first operator.
+        if self.inference_precision != "f32" and isa not in BF16_ISAS:
+            raise EngineError(f"isa {isa}: has no {self.precision} products; set the openvino engine's inference_precision to f32")
+        return max_isa_environment(isa)
+
+    def open(self, artifact: Artifact) -> Session:
+        """Read and compile the graph.
+
+        Raises:
+            EngineError: another kind of artifact, a broken graph, weights outside its folder, an operator that OpenVINO does not
+                know, options that this machine cannot honor, or a graph without the inputs and the output of optbench's contract.
+        """
+        self.check_opens(artifact)
+        name = str(artifact.main_file)
+        try:
+            body = read_body(artifact.path)
+        except BaseModelError as error:
+            raise EngineError(f"{artifact.path}: OpenVINO cannot open it: {error}") from error
+        model = _read(artifact)
+        lengths = self.static_lengths
+        if lengths is None:
+            lengths = _lengths_of(model, name)
+        if lengths and lengths[-1] > _longest(body):
+            raise EngineError(f"{name}: static length {lengths[-1]}, but the model's positions end at {_longest(body)}; leave it out")
+        session = _OpenVinoSession(model, self, lengths, body, name)
+        if not self.compile_on_first_use:
+            session.compile_all()
+        return session
+
+    def compile(self, model: "openvino.Model", name: str) -> "openvino.CompiledModel":
+        """Compile a graph, and make sure that OpenVINO took the options rather than others that it likes better.
+
+        Raises:
+            EngineError: it cannot be compiled, or an option was not taken.
+        """
+        openvino = _import_openvino()
+        wanted: dict[str, Any] = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": 1,
+            "INFERENCE_PRECISION_HINT": getattr(openvino.Type, self.inference_precision),
+            "INFERENCE_NUM_THREADS": self.threads,
+            "DYNAMIC_QUANTIZATION_GROUP_SIZE": self.dynamic_quantization_group,
+            "SCHEDULING_CORE_TYPE": self.scheduling_core_type,
+            "ENABLE_CPU_PINNING": self.enable_cpu_pinning,
+            "ENABLE_HYPER_THREADING": self.enable_hyper_threading,
+        }
+        # OpenVINO sees affinity but no quota. Where nothing limits it, it knows best: it leaves a hybrid CPU's slow cores alone.
+        if self.threads is None and (limit := usable_threads()) < (os.cpu_count() or 1):
+            wanted["INFERENCE_NUM_THREADS"] = limit
+        options = {key: value for key, value in wanted.items() if value is not None}
+        try:
+            compiled = openvino.Core().compile_model(model, "CPU", options)
+            taken = {key: compiled.get_property(key) for key in ("INFERENCE_PRECISION_HINT", "INFERENCE_NUM_THREADS")}
+        except RuntimeError as error:
+            raise EngineError(f"{name}: OpenVINO cannot compile it: {error}") from error
+        if taken["INFERENCE_PRECISION_HINT"] != wanted["INFERENCE_PRECISION_HINT"]:
+            found = taken["INFERENCE_PRECISION_HINT"].get_type_name()
+            raise EngineError(f"{name}: OpenVINO runs {found} on this CPU, not {self.inference_precision}; set inference_precision to f32")
+        if self.threads is not None and taken["INFERENCE_NUM_THREADS"] != self.threads:
+            raise EngineError(
+                f"{name}: OpenVINO runs {taken['INFERENCE_NUM_THREADS']} threads here, not {self.threads}; lower threads to what "
+                "the cores, the affinity mask and scheduling_core_type allow, or set enable_hyper_threading"
+            )
+        return compiled
+
+
+def _import_openvino() -> Any:
+    """Import openvino without its telemetry, which counts each import, writes to the home folder and calls out.
+
+    openvino and nncf do without the package where it cannot be imported; it has no other switch that holds for one process.
+    """
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # None is Python's own mark for "not to be found"
+    import openvino
+
+    return openvino
+
+
+def _read(artifact: Artifact) -> "openvino.Model":
+    """Read the graph, its weights mapped, and leave it the one output that is wanted.
+
+    Raises:
+        EngineError: see `OpenVino.open`.
+    """
+    _import_openvino()
+    name = str(artifact.main_file)
+    from openvino.frontend import FrontEndManager
+
+    # The front end is named: Core.read_model tries a broken file on six others, TensorFlow's among them, and prints their complaints.
+    try:
+        front_end = FrontEndManager().load_by_framework("onnx" if artifact.kind is Kind.ONNX else "ir")
+        model = front_end.convert(front_end.load(name))
+    except Exception as error:  # the front ends' failures share no base but Exception
+        cure = "; open it with onnxruntime" if "No conversion rule" in str(error) else ""
+        raise EngineError(f"{name}: OpenVINO cannot read it: {str(error).strip()}{cure}") from error
+    inputs = {port.any_name: port for port in model.inputs}
+    outputs = {port.any_name: port for port in model.outputs}
+    if set(inputs) != set(INPUTS) or OUTPUT not in outputs:
+        raise EngineError(
+            f"{name}: takes {', '.join(sorted(inputs))} and gives {', '.join(outputs)}; "
+            f"{' and '.join(INPUTS)} in and {OUTPUT} out are wanted: export it with export_onnx"
+        )
+    for output, port in outputs.items():
+        if output != OUTPUT:
+            model.remove_result(port.get_node())
+    return model
+
+
+def _lengths_of(model: "openvino.Model", name: str) -> tuple[int, ...]:
+    """The static lengths in an IR's rt_info; none where it says nothing."""
+    if not model.has_rt_info(list(STATIC_LENGTHS)):
+        return ()
+    text = model.get_rt_info(list(STATIC_LENGTHS)).astype(str)
+    try:
+        return OpenVino(static_lengths=tuple(int(length) for length in text.split())).static_lengths or ()
+    except ValueError as error:
+        raise EngineError(f"{name}: rt_info {'/'.join(STATIC_LENGTHS)} is {text[:80]!r}; ascending lengths are wanted: {error}") from error
+
+
+def _longest(body: Body) -> int:
+    """Tokens that the position table has rows for."""
+    return body.positions - (0 if body.architecture == "BertModel" else body.pad_id + 1)
+
+
+class _StaticRequest:
+    """A graph compiled for one text of one length, with the two input rows that it reads."""
+
+    def __init__(self, compiled: "openvino.CompiledModel", length: int, pad_id: int) -> None:
+        openvino = _import_openvino()
+        self._request = compiled.create_infer_request()
+        self._pad_id = pad_id
+        self._rows = {name: np.zeros((1, length), dtype=np.int64) for name in INPUTS}
+        for name, row in self._rows.items():
+            self._request.set_tensor(name, openvino.Tensor(row, shared_memory=True))
+
+    def __call__(self, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]) -> NDArray[np.float32]:
+        tokens = input_ids.shape[1]
+        ids, mask = self._rows["input_ids"], self._rows["attention_mask"]
+        # RoBERTa-like bodies count positions by what is not the padding id.
+        ids[0, :tokens], ids[0, tokens:] = input_ids[0], self._pad_id
+        mask[0, :tokens], mask[0, tokens:] = attention_mask[0], 0
+        self._request.infer(share_outputs=True)
+        return _copy_output(self._request)
+
+
+class _DynamicRequest:
+    """The graph compiled for any batch and length."""
+
+    def __init__(self, compiled: "openvino.CompiledModel") -> None:
+        self._tensor = _import_openvino().Tensor
+        self._request = compiled.create_infer_request()
+        self._held: tuple[NDArray[np.int64], ...] = ()
+
+    def __call__(self, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]) -> NDArray[np.float32]:
+        # The request reads the arrays themselves, so they are held as long as it points at them.
+        self._held = tuple(np.require(array, np.int64, ("C", "W")) for array in (input_ids, attention_mask))
+        for name, array in zip(INPUTS, self._held, strict=True):
+            self._request.set_tensor(name, self._tensor(array, shared_memory=True))
+        self._request.infer(share_outputs=True)
+        return _copy_output(self._request)
+
+
+def _copy_output(request: Any) -> NDArray[np.float32]:
+    # The request writes the next result into the same memory.
+    rows: NDArray[np.float32] = request.get_output_tensor(0).data.copy()
+    return rows
+
+
+class _OpenVinoSession(Session):
+    """Requests by static length; under None the dynamic one."""
+
+    def __init__(self, model: "openvino.Model", engine: OpenVino, lengths: tuple[int, ...], body: Body, name: str) -> None:
+        self._model: Any = model
+        self._engine, self._lengths, self._body, self._name = engine, lengths, body, name
+        self._requests: dict[int | None, _StaticRequest | _DynamicRequest] = {}
+
+    def compile_all(self) -> None:
+        """Compile every shape, and let go of the graph."""
+        for length in (*self._lengths, None):
+            self._request(length)
+        self._model = None
+
+    def _request(self, length: int | None) -> "_StaticRequest | _DynamicRequest":
+        if (request := self._requests.get(length)) is not None:
+            return request
+        if self._model is None:
+            raise EngineError(f"{self._name}: the session is closed; open the artifact again")
+        if length is None:
+            self._requests[None] = _DynamicRequest(self._engine.compile(self._model, self._name))
+        else:
+            fixed = self._model.clone()
+            fixed.reshape({key: [1, length] for key in INPUTS})
+            self._requests[length] = _StaticRequest(self._engine.compile(fixed, self._name), length, self._body.pad_id)
+        return self._requests[length]
+
+    def embed(self, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]) -> NDArray[np.float32]:
+        batch, tokens = input_ids.shape
+        # On one thread OpenVINO 2026.4 swallows what its kernels throw and returns the result before; on any number, an id beyond
+        # the table reads zeros. So both are checked here.
+        if tokens > _longest(self._body) or input_ids.max() >= self._body.vocabulary:
+            raise EngineError(
+                f"{self._name}: {tokens} tokens with ids up to {input_ids.max()}; the model takes at most {_longest(self._body)} tokens "
+                f"with ids below {self._body.vocabulary}"
+            )
+        index = bisect_left(self._lengths, tokens) if batch == 1 else len(self._lengths)
+        request = self._request(self._lengths[index] if index < len(self._lengths) else None)
+        try:
+            return request(input_ids, attention_mask)
+        except RuntimeError as error:
+            raise EngineError(f"{self._name}: OpenVINO failed on {input_ids.shape} tokens: {str(error).strip()}") from error
+
+    def close(self) -> None:
+        self._model = None
+        self._requests.clear()

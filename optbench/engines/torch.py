@@ -1,0 +1,147 @@
+"""torch, eager: the reference that everyone has, and the slowest."""
+
+import contextlib
+import gc
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from optbench.artifact import Artifact, Kind
+from optbench.checkpoint import build_module
+from optbench.engines.base import BaseEngine, Session
+from optbench.engines.onednn import BF16_ISAS, max_isa_environment
+from optbench.errors import BaseModelError, EngineError
+from optbench.machine import Isa, read_machine, usable_threads
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Torch"]
+
+# Beside oneDNN, torch multiplies with MKL and has vector kernels of its own, and each has its own switch.
+# aten/src/ATen/native/DispatchStub.cpp, and oneMKL's reference under mkl_enable_instructions.
+ATEN_CAPABILITY: dict[Isa, str] = {"sse4_1": "default", "avx2": "avx2", "avx2_vnni": "avx2"}
+MKL_INSTRUCTIONS: dict[Isa, str] = {
+    "sse4_1": "SSE4_2",
+    "avx2": "AVX2",
+    "avx2_vnni": "AVX2_E1",
+    "avx512_core": "AVX512",
+    "avx512_core_vnni": "AVX512_E1",
+    "avx512_core_bf16": "AVX512_E3",
+    "avx512_core_amx": "AVX512_E4",
+}
+
+
+class Torch(BaseEngine):
+    """torch in eager mode, on the checkpoint itself.
+
+    Held to a smaller instruction set, its MKL products stay what they are on a CPU that is not Intel's: MKL heeds its switch there only.
+
+    torch's thread count belongs to the process, so a session sets it before each call where another has changed it.
+    """
+
+    opens: ClassVar[frozenset[Kind]] = frozenset({Kind.CHECKPOINT})
+
+    engine: Literal["torch"] = "torch"
+    inference_precision: Literal["f32", "bf16"] = Field(
+        default="f32", description="Arithmetic of the transformer; bf16 where the CPU multiplies it. Pooling is always in f32."
+    )
+
+    @property
+    def precision(self) -> str:
+        """`fp32` or `bf16`."""
+        return {"f32": "fp32", "bf16": "bf16"}[self.inference_precision]
+
+    def environment(self, isa: Isa) -> dict[str, str]:
+        """The variables under which a fresh process runs torch as a CPU with `isa` would.
+
+        Raises:
+            EngineError: this CPU lacks the set, or the set lacks the bf16 that is asked for.
+        """
+        if self.inference_precision == "bf16" and isa not in BF16_ISAS:
+            raise EngineError(f"isa {isa}: has no bf16 products; set the torch engine's inference_precision to f32")
+        return {
+            **max_isa_environment(isa),
+            "ATEN_CPU_CAPABILITY": ATEN_CAPABILITY.get(isa, "avx512"),
+            "MKL_ENABLE_INSTRUCTIONS": MKL_INSTRUCTIONS[isa],
+        }
+
+    def open(self, artifact: Artifact) -> Session:
+        """Build the module.
+
+        Raises:
+            EngineError: another kind of artifact, a checkpoint that is not whole, or bf16 on a CPU without it.
+        """
+        self.check_opens(artifact)
+        if self.inference_precision == "bf16" and not read_machine().has_bf16:
+            raise EngineError(
+                f"{artifact.path}: this CPU has no bf16 products, so torch would emulate them; set inference_precision to f32"
+            )
+        try:
+            with _quiet_loading():
+                module = build_module(artifact.path)
+        except BaseModelError as error:
+            raise EngineError(f"{artifact.path}: torch cannot open it: {error}") from error
+        if self.inference_precision == "bf16":
+            _run_body_in_bf16(module)
+        return _TorchSession(module, self.threads or usable_threads(), str(artifact.path))
+
+
+@contextlib.contextmanager
+def _quiet_loading() -> Iterator[None]:
+    """Keep transformers' progress bar and load report off stderr: build_module judges what was missing and raises."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _run_body_in_bf16(module: Any) -> None:
+    """Cast the transformer, and widen what it gives: a mean over tokens in bf16 would round away 8 bits more."""
+    import torch
+
+    def widen(body: Any, arguments: Any, output: Any) -> Any:
+        output.last_hidden_state = output.last_hidden_state.float()
+        return output
+
+    module.body.to(torch.bfloat16)
+    module.body.register_forward_hook(widen)
+
+
+class _TorchSession(Session):
+    def __init__(self, module: "torch.nn.Module", threads: int, name: str) -> None:
+        self._module: Any = module
+        self._threads = threads
+        self._name = name
+
+    def embed(self, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]) -> NDArray[np.float32]:
+        import torch
+
+        if self._module is None:
+            raise EngineError(f"{self._name}: the session is closed; open the artifact again")
+        if torch.get_num_threads() != self._threads:
+            torch.set_num_threads(self._threads)
+        try:
+            with torch.inference_mode():
+                # tensor() copies, so that a read-only array is as good as any other.
+                _, embedding = self._module(torch.tensor(input_ids), torch.tensor(attention_mask))
+        except (IndexError, RuntimeError) as error:
+            raise EngineError(f"{self._name}: torch failed on {input_ids.shape} tokens: {error}") from error
+        rows: NDArray[np.float32] = embedding.numpy()
+        return rows
+
+    def close(self) -> None:
+        if self._module is not None:
+            self._module = None
+            # The module's class is local to build_module and so part of a cycle that holds the weights until it is collected.
+            gc.collect()

@@ -1,0 +1,257 @@
+"""Measuring what the steps made: fidelity and accuracy after each, then the latency of all in one interleaved run."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import optbench
+from optbench.artifact import Artifact
+from optbench.engines import Engine, OnnxRuntime, OpenVino, Torch
+from optbench.errors import EngineError, StepError
+from optbench.machine import Isa, read_machine, usable_threads
+from optbench.measure.accuracy import AccuracyResult, measure_accuracy
+from optbench.measure.encoding import TextEncoder
+from optbench.measure.environment import check_environment
+from optbench.measure.fidelity import Fidelity, measure_fidelity
+from optbench.measure.latency import Cell, ServingTimes, Timing, measure_latency, measure_serving
+from optbench.measure.statistics import noise_warnings
+from optbench.plan import Cache, library_versions
+from optbench.recipe import Recipe
+from optbench.record import Point, Record
+from optbench.stages import Listener, Stage
+from optbench.tasks import PairData, RetrievalData, Task
+
+__all__ = ["Numbers", "NumbersGauge", "baseline_cells", "make_record", "time_serving", "time_stages", "timing_warnings"]
+
+logger = logging.getLogger(__name__)
+
+SERVING_TEXTS = 100
+RECORDED_LIBRARIES = ("torch", "transformers", "onnx", "onnxruntime", "openvino", "nncf", "tokenizers", "numpy")
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """What a stage's embeddings say.
+
+    Attributes:
+        to_source: cosine to the stage before; None for the base.
+        to_base: cosine to the base in torch fp32; None for the base itself.
+        accuracy: one entry a task; empty with random weights.
+    """
+
+    to_source: Fidelity | None
+    to_base: Fidelity | None
+    accuracy: tuple[AccuracyResult, ...]
+
+
+class NumbersGauge:
+    """Measures stage after stage against the one before and against the base, on the recipe's own texts."""
+
+    def __init__(self, recipe: Recipe, tasks: Sequence[Task], cache: Cache, isa: Isa | None, listener: Listener) -> None:
+        """Loads the tasks.
+
+        Args:
+            recipe: for the engines and the floors.
+            tasks: what accuracy is measured on.
+            cache: keeps embeddings.
+            isa: run as a CPU with this instruction set would.
+            listener: is told.
+        """
+        self.warnings: list[str] = []
+        self.data: list[RetrievalData | PairData] = [task.load() for task in tasks]
+        self.queries, self.documents = _sample_texts(self.data, recipe.fidelity.texts)
+        self._recipe, self._cache, self._isa, self._listener = recipe, cache, isa, listener
+        self._base: NDArray[np.float32] | None = None
+        self._before: NDArray[np.float32] | None = None
+
+    def measure(self, stage: Stage) -> Numbers:
+        """Measure one stage.
+
+        Raises:
+            StepError: the step moved the embeddings further than the recipe's floor allows (real weights only).
+        """
+        self._listener.begin(f"{stage.label}: accuracy" if stage.artifact.weights == "real" else f"{stage.label}: fidelity")
+        engine = self._recipe.engine_for(stage.artifact.kind)
+        with TextEncoder(stage.artifact, engine, self._cache.embeddings, isa=self._isa, progress=self._listener.update) as encode:
+            vectors = np.concatenate([encode(self.queries, "query"), encode(self.documents, "document")])
+            to_source = None if self._before is None else measure_fidelity(self._before, vectors)
+            to_base = None if self._base is None else measure_fidelity(self._base, vectors)
+            self._before = vectors
+            if self._base is None:
+                self._base = vectors
+            if to_source is not None:
+                self._check_floor(stage, to_source)
+            accuracy: tuple[AccuracyResult, ...] = ()
+            if stage.artifact.weights == "real":
+                accuracy = tuple(measure_accuracy(encode, data) for data in self.data)
+        parts = [f"{result.main_metric} {result.mean(result.main_metric):.4f} on {result.task}" for result in accuracy]
+        if to_base is not None:
+            parts.append(f"cosine to fp32 {to_base.mean:.4f}, worst {to_base.minimum:.4f}")
+        self._listener.end("; ".join(parts) or "reference")
+        return Numbers(to_source, to_base, accuracy)
+
+    def _check_floor(self, stage: Stage, fidelity: Fidelity) -> None:
+        floor = self._recipe.fidelity
+        if fidelity.mean >= floor.cosine_mean_min and fidelity.minimum >= floor.cosine_min:
+            return
+        said = (
+            f"{stage.label}: moved the embeddings too far: cosine to the step's source is {fidelity.mean:.4f} in the mean and "
+            f"{fidelity.minimum:.4f} at worst over {fidelity.n_texts} texts, where the recipe wants {floor.cosine_mean_min} and "
+            f"{floor.cosine_min}"
+        )
+        if stage.artifact.weights == "random":
+            self.warnings.append(said + "; the weights are random, so the run goes on")
+            return
+        raise StepError(f"{said}; use a gentler setting for this step, or lower fidelity in the recipe if that is wanted")
+
+
+def _sample_texts(data: Sequence[RetrievalData | PairData], count: int) -> tuple[list[str], list[str]]:
+    """`count` texts of the tasks, half queries and half documents, in the tasks' own order."""
+    queries: list[str] = []
+    documents: list[str] = []
+    for each in data:
+        if isinstance(each, RetrievalData):
+            queries += each.queries.values()
+            documents += each.documents.values()
+        else:
+            documents += each.first
+    half = count // 2
+    # Evenly spread: files are often sorted by subject.
+    return _spread(queries, min(half, len(queries))), _spread(documents, count - min(half, len(queries)))
+
+
+def _spread(texts: Sequence[str], count: int) -> list[str]:
+    count = min(count, len(texts))
+    return [texts[index * len(texts) // count] for index in range(count)]
+
+
+def baseline_cells(recipe: Recipe, base: Artifact, export: Artifact) -> list[Cell]:
+    """The fp32 baselines: torch eager on the checkpoint, and both runtimes on its plain export."""
+    threads = recipe.workload.threads
+    engines: list[tuple[str, Artifact, Engine]] = [
+        ("torch fp32", base, Torch(engine="torch", threads=threads)),
+        ("onnxruntime fp32", export, OnnxRuntime(engine="onnxruntime", threads=threads)),
+        ("openvino fp32", export, OpenVino(engine="openvino", threads=threads)),
+    ]
+    return [
+        Cell(label=label, kind=artifact.kind, path=artifact.path, sha256=artifact.sha256, engine=engine)
+        for label, artifact, engine in engines
+    ]
+
+
+def time_stages(
+    recipe: Recipe, stages: Sequence[Stage], baselines: Sequence[Cell], isa: Isa | None, listener: Listener
+) -> tuple[dict[str, str], tuple[Timing, ...], list[str]]:
+    """Time every stage and every baseline in one interleaved run; equal ones once.
+
+    Returns:
+        timing labels by stage label, the timings, and warnings.
+    """
+    warnings = []
+    cells: dict[tuple[str, str], Cell] = {}
+    labels = {}
+    wanted = [*baselines]
+    for stage in stages:
+        artifact = stage.artifact
+        engine = recipe.engine_for(artifact.kind)
+        wanted.append(Cell(label=stage.label, kind=artifact.kind, path=artifact.path, sha256=artifact.sha256, engine=engine))
+    for cell in wanted:
+        if isa is not None:
+            try:
+                cell.engine.environment(isa)
+            except EngineError as error:
+                warnings.append(f"{cell.label}: not timed: {error}")
+                continue
+        labels[cell.label] = cells.setdefault((cell.sha256, cell.engine.model_dump_json()), cell).label
+    listener.begin("latency")
+    workload = recipe.workload
+    timings = measure_latency(
+        list(cells.values()), workload.lengths, batch=workload.batch, rounds=workload.rounds, isa=isa, progress=listener.update
+    )
+    listener.end(f"{len(timings)} models at {len(workload.lengths)} lengths, {workload.rounds} rounds")
+    return labels, timings, warnings
+
+
+def timing_warnings(timings: Sequence[Timing]) -> list[str]:
+    """What makes figures of these timings doubtful, in words."""
+    unstable = [
+        f"{timing.label} at {length} tokens: warm-up ended without the runs agreeing" for timing in timings for length in timing.unstable
+    ]
+    noise = [
+        warning
+        for timing in timings
+        for length, blocks in timing.samples_ns.items()
+        for warning in noise_warnings(f"{timing.label} at {length} tokens", blocks)
+    ]
+    return unstable + noise
+
+
+def time_serving(stage: Stage, recipe: Recipe, gauge: NumbersGauge, isa: Isa | None, listener: Listener) -> ServingTimes | None:
+    """Tokenization and inference of the final artifact on real queries; None where no task has queries."""
+    texts = gauge.queries[:SERVING_TEXTS]
+    if not texts:
+        return None
+    listener.begin("serving")
+    times = measure_serving(stage.artifact, recipe.engine_for(stage.artifact.kind), texts, "query", isa)
+    listener.end(f"{len(texts)} queries")
+    return times
+
+
+def make_record(
+    recipe: Recipe,
+    base: str,
+    stages: Sequence[Stage],
+    numbers: Sequence[Numbers],
+    timed: tuple[Mapping[str, str], tuple[Timing, ...], Sequence[str]],
+    baselines: Sequence[Cell],
+    serving: ServingTimes | None,
+    isa: Isa | None,
+    warnings: Sequence[str],
+) -> Record:
+    """Put a run's measurements into a record."""
+    labels, timings, untimed = timed
+    random = ["the weights are random: latency is true, accuracy means nothing"] if stages[0].artifact.weights == "random" else []
+    points = []
+    for stage, number in zip(stages, numbers, strict=True):
+        engine: dict[str, Any] = recipe.engine_for(stage.artifact.kind).model_dump(mode="json")
+        points.append(
+            Point(
+                label=stage.label,
+                step=None if stage.step is None else stage.step.model_dump(mode="json"),
+                kind=stage.artifact.kind,
+                artifact_sha256=stage.artifact.sha256,
+                size_bytes=stage.artifact.size_bytes,
+                engine=engine,
+                timing=labels.get(stage.label),
+                cached=stage.cached,
+                seconds=stage.made.seconds,
+                peak_rss_bytes=stage.made.peak_rss_bytes,
+                report=stage.made.report,
+                fidelity_to_source=number.to_source,
+                fidelity_to_base=number.to_base,
+                accuracy=number.accuracy,
+            )
+        )
+    timed_labels = {timing.label for timing in timings}
+    return Record(
+        created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        optbench=optbench.__version__,
+        recipe=recipe,
+        recipe_sha256=recipe.sha256,
+        base=base,
+        weights=stages[0].artifact.weights,
+        machine=read_machine(),
+        isa=isa,
+        threads=recipe.workload.threads or usable_threads(),
+        libraries=library_versions(RECORDED_LIBRARIES),
+        points=tuple(points),
+        timings=timings,
+        baselines=tuple(cell.label for cell in baselines if cell.label in timed_labels),
+        serving=serving,
+        warnings=(*random, *check_environment(), *warnings, *untimed, *timing_warnings(timings)),
+    )

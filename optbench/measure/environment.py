@@ -1,0 +1,6 @@
+"""Environment."""
+
+
+def check_environment() -> tuple[str, ...]:
+    """Warnings."""
+    return ()

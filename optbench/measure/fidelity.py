@@ -1,0 +1,89 @@
+"""Fidelity: how near a candidate's vectors stay to the reference's, text by text."""
+
+import numpy as np
+from numpy.typing import ArrayLike
+from pydantic import BaseModel, ConfigDict
+
+from optbench.errors import MeasureError
+
+__all__ = ["Fidelity", "cosines", "measure_fidelity"]
+
+
+class Fidelity(BaseModel):
+    """Cosines between a reference's and a candidate's vectors of the same texts.
+
+    Attributes:
+        mean: mean cosine.
+        p01: 1st percentile.
+        minimum: the worst text's cosine.
+        worst: that text's index.
+        n_texts: number of texts.
+        n_broken: texts to which the candidate gave NaN, an infinity or the zero vector; above 0 the model is broken.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    mean: float
+    p01: float
+    minimum: float
+    worst: int
+    n_texts: int
+    n_broken: int = 0
+
+
+def measure_fidelity(reference: ArrayLike, candidate: ArrayLike) -> Fidelity:
+    """Compare two models' vectors of the same texts.
+
+    Args:
+        reference: (texts, dimension), finite, no zero row.
+        candidate: (texts, dimension), in the same order of texts.
+
+    Raises:
+        MeasureError: shapes differ, no texts, or the reference itself is broken.
+    """
+    values = cosines(reference, candidate)
+    after = np.asarray(candidate)
+    broken = ~np.isfinite(after).all(axis=1) | ~after.any(axis=1)
+    return Fidelity(
+        mean=float(values.mean()),
+        p01=float(np.quantile(values, 0.01)),
+        minimum=float(values.min()),
+        worst=int(values.argmin()),
+        n_texts=len(values),
+        n_broken=int(broken.sum()),
+    )
+
+
+def cosines(reference: ArrayLike, candidate: ArrayLike) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    """Row by row cosines, in float64 so that 0.9999 and 1 stay apart.
+
+    Args:
+        reference: (texts, dimension), finite, no zero row.
+        candidate: (texts, dimension). A row with a NaN or infinity counts as -1, the zero row as 0.
+
+    Returns:
+        (texts,) in [-1, 1].
+
+    Raises:
+        MeasureError: shapes differ, no texts, or the reference itself is broken.
+    """
+    before, after = np.asarray(reference, dtype=np.float64), np.asarray(candidate, dtype=np.float64)
+    if before.ndim != 2 or before.shape != after.shape or len(before) == 0:
+        raise MeasureError(
+            f"fidelity: reference has shape {before.shape}, candidate {after.shape}; both are (texts, dimension) of the same texts"
+        )
+    lengths = np.linalg.norm(before, axis=1)
+    unusable = np.flatnonzero(~np.isfinite(lengths) | (lengths == 0))
+    if unusable.size:
+        raise MeasureError(
+            f"fidelity: the reference gave NaN, infinity or zero for {unusable.size} of {len(before)} texts, first text {unusable[0]}; "
+            "the reference model is broken: fetch it anew"
+        )
+    finite = np.isfinite(after).all(axis=1)
+    after = np.where(finite[:, None], after, 0.0)
+    # Scaled by the largest entry first: the square of a huge finite value would overflow.
+    after /= np.maximum(np.abs(after).max(axis=1, keepdims=True), np.finfo(np.float64).tiny)
+    norms = np.linalg.norm(after, axis=1)
+    products = np.einsum("ij,ij->i", before / lengths[:, None], after)
+    values = np.divide(products, norms, out=np.zeros(len(after)), where=norms > 0)
+    return np.where(finite, np.clip(values, -1.0, 1.0), -1.0)

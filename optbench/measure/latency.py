@@ -1,0 +1,271 @@
+"""Latency, measured so that two figures of one run can be compared.
+
+Each model is opened in a fresh process of its own. The parent goes round: in every round each process in turn times a
+short block at each token length, while all others wait, blocked on a pipe. So a slow second on a shared machine falls on
+every model alike, and the ratio of two models is taken round by round. Raw nanoseconds are kept.
+"""
+
+import gc
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, JsonValue, TypeAdapter
+
+from optbench.artifact import Artifact, Kind
+from optbench.checkpoint import read_body
+from optbench.engines import Engine
+from optbench.machine import Isa
+from optbench.measure.footprint import MemorySample, read_memory
+from optbench.worker import Worker
+
+__all__ = ["Cell", "ServingTimes", "Timing", "measure_latency", "measure_serving", "price_folders"]
+
+logger = logging.getLogger(__name__)
+
+# A block is long enough for the clock and the scheduler not to matter, and short enough that a round stays a round.
+BLOCK_NS = 40_000_000
+BLOCK_RUNS_MAX = 20
+# Warm-up ends when this many runs in a row agree to within the share.
+STABLE_RUNS = 4
+STABLE_SHARE = 0.05
+WARM_RUNS_MAX = 40
+WARM_SECONDS_MAX = 4.0
+# Thread pools go on spinning for some milliseconds after a run; the next process is not timed before they sleep.
+SETTLE_SECONDS = 0.03
+# Distinct inputs, so that no run finds exactly the last one's rows in the cache.
+DISTINCT_INPUTS = 8
+
+
+class Cell(BaseModel):
+    """One model in one engine: a column of the latency table."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    label: str
+    kind: Kind
+    path: Path
+    sha256: str
+    engine: Engine
+
+
+class Timing(BaseModel):
+    """What was measured of one cell.
+
+    Attributes:
+        label: the cell's.
+        sha256: the artifact's.
+        engine: the engine's options as JSON.
+        load_ms: opening the model, files in the page cache or not as it happened to be.
+        memory: of its process at the end, all lengths having run.
+        warm_runs: untimed runs before the clock started, by length.
+        unstable: lengths at which warm-up ended without the runs agreeing.
+        samples_ns: by length, one tuple a round, raw nanoseconds of each run.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    label: str
+    sha256: str
+    engine: dict[str, JsonValue]
+    load_ms: float
+    memory: MemorySample
+    warm_runs: dict[int, int]
+    unstable: tuple[int, ...]
+    samples_ns: dict[int, tuple[tuple[int, ...], ...]]
+
+    def median_ms(self, length: int) -> float:
+        """Median over all runs, in milliseconds."""
+        return float(np.median([ns for block in self.samples_ns[length] for ns in block])) / 1e6
+
+
+class ServingTimes(BaseModel):
+    """One text after another through the encoder, as a service sends them; nanoseconds, one entry a text."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    tokens: tuple[int, ...]
+    tokenize_ns: tuple[int, ...]
+    embed_ns: tuple[int, ...]
+    encode_ns: tuple[int, ...]
+
+
+def _inputs(length: int, batch: int, vocabulary: int) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Seeded random ids; what they are does not change the arithmetic."""
+    generator = np.random.default_rng(length)
+    mask = np.ones((batch, length), dtype=np.int64)
+    low = min(5, vocabulary - 1)
+    return [(generator.integers(low, vocabulary, (batch, length), dtype=np.int64), mask) for _ in range(DISTINCT_INPUTS)]
+
+
+def warm_until_stable(run: Callable[[], int], clock: Callable[[], float] = time.perf_counter) -> tuple[list[int], bool]:
+    """Run until the last runs agree, or a bound is reached.
+
+    Args:
+        run: does one run, returns its nanoseconds.
+        clock: seconds.
+
+    Returns:
+        the runs' nanoseconds, and whether the last ones agreed.
+    """
+    taken: list[int] = []
+    start = clock()
+    while len(taken) < WARM_RUNS_MAX:
+        taken.append(run())
+        recent = taken[-STABLE_RUNS:]
+        # The first run of each shape grows the arena: it never counts as one that agrees.
+        if len(taken) > STABLE_RUNS and max(recent) <= min(recent) * (1 + STABLE_SHARE):
+            return taken, True
+        if clock() - start > WARM_SECONDS_MAX and len(taken) >= 2:
+            break
+    return taken, False
+
+
+def serve_session(payload: dict[str, Any], progress: Callable[[str, float | None], None]) -> Iterator[Any]:
+    """The child's side of a cell: open once, then answer `warm`, `block` and `memory` requests."""
+    cell = Cell.model_validate(payload["cell"])
+    batch = int(payload["batch"])
+    start = time.perf_counter_ns()
+    session = cell.engine.open(Artifact(cell.kind, cell.path, cell.sha256))
+    load_ms = (time.perf_counter_ns() - start) / 1e6
+    vocabulary = read_body(cell.path).vocabulary
+    inputs = {length: _inputs(length, batch, vocabulary) for length in payload["lengths"]}
+    turn = 0
+
+    def run(length: int) -> int:
+        nonlocal turn
+        turn += 1
+        input_ids, attention_mask = inputs[length][turn % DISTINCT_INPUTS]
+        begin = time.perf_counter_ns()
+        session.embed(input_ids, attention_mask)
+        return time.perf_counter_ns() - begin
+
+    answer: Any = None
+    while True:
+        request = yield answer
+        gc.disable()
+        match request["do"]:
+            case "warm":
+                taken, stable = warm_until_stable(partial(run, request["length"]))
+                answer = {"load_ms": load_ms, "runs_ns": taken, "stable": stable}
+            case "block":
+                # One run untimed: it brings this process's code and weights back after the others had the cores.
+                run(min(inputs))
+                answer = {str(length): [run(length) for _ in range(runs)] for length, runs in request["runs"]}
+            case "memory":
+                answer = read_memory().model_dump()
+        gc.enable()
+
+
+def measure_latency(
+    cells: Sequence[Cell],
+    lengths: Sequence[int],
+    *,
+    batch: int = 1,
+    rounds: int = 15,
+    isa: Isa | None = None,
+    progress: Callable[[str, float | None], None] = lambda message, share: None,
+) -> tuple[Timing, ...]:
+    """Time the cells against each other.
+
+    Args:
+        cells: what to time; all are open at once, each in its own process.
+        lengths: tokens of the input.
+        batch: rows of the input.
+        rounds: how often each cell is timed; one block a length and round.
+        isa: run as a CPU with this instruction set would.
+        progress: called with a phrase and the share done.
+
+    Raises:
+        EngineError: an engine cannot open its artifact, or cannot be held to `isa`.
+        MachineError: a process was killed, usually for want of memory.
+    """
+    lengths = sorted(lengths)
+    with ExitStack() as stack:
+        workers = []
+        warm: list[dict[int, Any]] = []
+        for index, cell in enumerate(cells):
+            progress(f"opening {cell.label}", 0.3 * index / len(cells))
+            payload = {"cell": cell.model_dump(mode="json"), "lengths": lengths, "batch": batch}
+            worker = stack.enter_context(
+                Worker("optbench.measure.latency:serve_session", payload, cell.engine.environment(isa) if isa else None)
+            )
+            workers.append(worker)
+            warm.append({length: worker.request({"do": "warm", "length": length}) for length in lengths})
+        # How many runs fill a block is settled once, from the warm-up, so that every round has the same weight.
+        plans = [[(length, _block_runs(answer[length]["runs_ns"])) for length in lengths] for answer in warm]
+        samples: list[dict[int, list[tuple[int, ...]]]] = [{length: [] for length in lengths} for _ in cells]
+        for turn in range(rounds):
+            progress(f"timing, round {turn + 1} of {rounds}", 0.3 + 0.7 * turn / rounds)
+            # The order moves on by one a round: no cell always follows the same neighbor.
+            for index in (np.arange(len(cells)) + turn) % len(cells):
+                time.sleep(SETTLE_SECONDS)
+                answer = workers[index].request({"do": "block", "runs": plans[index]})
+                for length in lengths:
+                    samples[index][length].append(tuple(answer[str(length)]))
+        memory = [MemorySample.model_validate(worker.request({"do": "memory"})) for worker in workers]
+    return tuple(
+        Timing(
+            label=cell.label,
+            sha256=cell.sha256,
+            engine=cell.engine.model_dump(mode="json"),
+            load_ms=warm[index][lengths[0]]["load_ms"],
+            memory=memory[index],
+            warm_runs={length: len(warm[index][length]["runs_ns"]) for length in lengths},
+            unstable=tuple(length for length in lengths if not warm[index][length]["stable"]),
+            samples_ns={length: tuple(blocks) for length, blocks in samples[index].items()},
+        )
+        for index, cell in enumerate(cells)
+    )
+
+
+def _block_runs(warm_ns: Sequence[int]) -> int:
+    typical = median(warm_ns[-STABLE_RUNS:])
+    return max(1, min(BLOCK_RUNS_MAX, round(BLOCK_NS / max(typical, 1))))
+
+
+def price_folders(kind: Kind, folders: Sequence[Path], engine: Engine, lengths: Sequence[int], rounds: int) -> list[Mapping[int, float]]:
+    """Median latency in milliseconds by length of unsealed candidate folders, timed in alternation."""
+    cells = [Cell(label=folder.name, kind=kind, path=folder, sha256="unsealed", engine=engine) for folder in folders]
+    timings = measure_latency(cells, lengths, rounds=rounds)
+    return [{length: timing.median_ms(length) for length in lengths} for timing in timings]
+
+
+def serve_encoder(payload: dict[str, Any], progress: Callable[[str, float | None], None]) -> Iterator[Any]:
+    """The child's side of `measure_serving`."""
+    from optbench.encoder import load
+
+    yield
+    engine: Engine = TypeAdapter(Engine).validate_python(payload["engine"])
+    encoder = load(Path(payload["path"]), engine=engine)
+    prompt, texts = payload["prompt"], payload["texts"]
+    for text in texts[:DISTINCT_INPUTS]:
+        encoder.encode(text, prompt=prompt)
+    rows = []
+    for text in texts:
+        # Each text's shape is warmed before it is timed: a service has seen every length before.
+        encoder.encode(text, prompt=prompt)
+        marks = [time.perf_counter_ns()]
+        input_ids, attention_mask = encoder.tokenize([text], prompt=prompt)
+        marks.append(time.perf_counter_ns())
+        encoder.embed(input_ids, attention_mask)
+        marks.append(time.perf_counter_ns())
+        encoder.encode(text, prompt=prompt)
+        marks.append(time.perf_counter_ns())
+        rows.append((input_ids.shape[1], *np.diff(marks).tolist()))
+    tokens, tokenize, embed, encode = zip(*rows, strict=True)
+    yield {"tokens": tokens, "tokenize_ns": tokenize, "embed_ns": embed, "encode_ns": encode}
+
+
+def measure_serving(artifact: Artifact, engine: Engine, texts: Sequence[str], prompt: str | None, isa: Isa | None = None) -> ServingTimes:
+    """Time tokenization, inference and both together on real texts, one at a time, in a fresh process."""
+    payload = {"path": str(artifact.path), "engine": engine.model_dump(mode="json"), "prompt": prompt, "texts": list(texts)}
+    with Worker("optbench.measure.latency:serve_encoder", payload, engine.environment(isa) if isa else None) as worker:
+        return ServingTimes.model_validate(worker.request({}))

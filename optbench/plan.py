@@ -1,0 +1,199 @@
+"""The plan: which steps run on what, under which cache keys, and what is there already. Pure: nothing is run or opened."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from optbench.artifact import Kind, read_manifest_sha256
+from optbench.base_model import base_key
+from optbench.errors import RecipeError
+from optbench.machine import Machine
+from optbench.recipe import Recipe
+from optbench.steps import ExportOnnx, Step
+
+__all__ = ["Cache", "Plan", "PlannedStep", "library_versions", "make_plan", "step_key"]
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Where finished work lies. Everything below it may be deleted at any time; it is made again."""
+
+    root: Path
+
+    @property
+    def artifacts(self) -> Path:
+        """Sealed artifacts, one folder a key."""
+        return self.root / "artifacts"
+
+    @property
+    def reports(self) -> Path:
+        """What each step said when it ran, one JSON file a key."""
+        return self.root / "reports"
+
+    @property
+    def embeddings(self) -> Path:
+        """Vectors by content hash."""
+        return self.root / "embeddings"
+
+    @property
+    def staging(self) -> Path:
+        """Folders that are being filled."""
+        return self.root / "staging"
+
+    def artifact(self, key: str) -> Path:
+        """The artifact of a key, present or not."""
+        return self.artifacts / key
+
+    def report(self, key: str) -> Path:
+        """The report of a key, present or not."""
+        return self.reports / f"{key}.json"
+
+    def has(self, key: str) -> bool:
+        """Whether a step's artifact and report are both present; neither is verified here."""
+        return self.artifact(key).is_dir() and self.report(key).is_file()
+
+
+class PlannedStep(BaseModel):
+    """A step in its place.
+
+    Attributes:
+        index: its place in the recipe, from 0; -1 for the export that the fp32 baselines run on.
+        key: its cache key; None while the step before it has not run, whose result is part of it.
+        state: `cached` results are used; `run` steps run.
+        estimate_bytes: what its output is expected to take on disk.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    index: int
+    step: str
+    takes: Kind
+    gives: Kind
+    key: str | None
+    state: str
+    estimate_bytes: int
+
+
+class Plan(BaseModel):
+    """What `optbench apply` would do."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    recipe: str
+    recipe_sha256: str
+    weights: str
+    base: str
+    base_key: str
+    base_state: str
+    steps: tuple[PlannedStep, ...]
+    missing_bytes: int
+
+
+def library_versions(names: Sequence[str]) -> dict[str, str]:
+    """Installed versions of distributions; `missing` where there is none."""
+    found = {}
+    for name in names:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "missing"
+    return found
+
+
+def step_key(step: Step, source_sha256: str, machine: Machine, calibration: Sequence[str], engine: Mapping[str, object]) -> str:
+    """The cache key of a step on a source: anything that may change its output is in it.
+
+    Args:
+        step: the recipe entry.
+        source_sha256: of the artifact it takes.
+        machine: its instruction set is always part of the key; a priced step's result belongs to the whole machine.
+        calibration: the texts, for steps that calibrate.
+        engine: the engine that prices, for steps that ask for a price.
+    """
+    parts: list[object] = [
+        source_sha256,
+        step.model_dump(mode="json"),
+        step.version,
+        library_versions(step.libraries),
+        machine.isa,
+        list(calibration) if step.needs_calibration else None,
+        [machine.fingerprint, engine] if step.needs_price else None,
+    ]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def start_index(recipe: Recipe, name: str | None) -> int:
+    """The index that `--from` names: a step's name, or its number from 0; the end of the recipe when None.
+
+    Raises:
+        RecipeError: no such step; lists those there are.
+    """
+    if name is None:
+        return len(recipe.steps)
+    names = [step.step for step in recipe.steps]
+    if name.isdecimal() and int(name) < len(names):
+        return int(name)
+    if name not in names:
+        raise RecipeError(f"--from {name}: recipe {recipe.name} has no such step; it has {', '.join(names)}")
+    return names.index(name)
+
+
+def make_plan(
+    recipe: Recipe,
+    cache: Cache,
+    machine: Machine,
+    *,
+    weights: str = "real",
+    base: str | None = None,
+    calibration: Sequence[str] = (),
+    from_step: str | None = None,
+) -> Plan:
+    """Plan a run of the recipe; nothing is verified, loaded or written."""
+    forced = start_index(recipe, from_step)
+    key = base_key(recipe.base, "random" if weights == "random" else "real", base)
+    here = cache.artifact(key)
+    source = read_manifest_sha256(here)
+    planned = []
+    # Four bytes a parameter; every later form is at most that large.
+    size = 4 * recipe.base.body.parameters
+    missing = 0 if source else size
+    export = ExportOnnx(step="export_onnx")
+    sources = {-1: source}
+    for index, step in [(-1, export), *enumerate(recipe.steps)]:
+        given = sources[index - 1] if index > 0 else source
+        own_key = None
+        if given is not None:
+            engine = recipe.engine_for(step.gives).model_dump(mode="json")
+            own_key = step_key(step, given, machine, calibration, engine)
+        cached = own_key is not None and cache.has(own_key) and index < forced
+        sources[index] = read_manifest_sha256(cache.artifact(own_key)) if cached and own_key else None
+        takes = Kind.CHECKPOINT if index <= 0 else recipe.steps[index - 1].gives
+        if index == -1 and recipe.steps[0] == export:
+            continue  # the recipe's own first step is that export
+        missing += 0 if cached else size
+        planned.append(
+            PlannedStep(
+                index=index,
+                step=step.step,
+                takes=takes,
+                gives=step.gives,
+                key=own_key,
+                state="cached" if cached else "run",
+                estimate_bytes=size,
+            )
+        )
+    return Plan(
+        recipe=recipe.name,
+        recipe_sha256=recipe.sha256,
+        weights=weights,
+        base=base or ("random" if weights == "random" else recipe.base.source),
+        base_key=key,
+        base_state="cached" if source else "obtain",
+        steps=tuple(planned),
+        missing_bytes=missing,
+    )

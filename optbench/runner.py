@@ -1,0 +1,185 @@
+"""The runner: brings a recipe's artifact and its evidence into being, and loses at most the running step when stopped."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from optbench.artifact import Artifact, Weights, seal
+from optbench.errors import MachineError
+from optbench.evidence import NumbersGauge, baseline_cells, make_record, time_serving, time_stages
+from optbench.machine import Isa, free_disk, read_machine
+from optbench.plan import Cache, Plan, make_plan, start_index
+from optbench.recipe import Recipe
+from optbench.record import Record, write_record
+from optbench.report.card import render_card
+from optbench.stages import Listener, calibration_texts, make_base, make_stage, sweep_staging
+from optbench.steps import ExportOnnx
+from optbench.tasks import Task
+from optbench.verdict import Verdict, judge
+
+__all__ = ["Applied", "Options", "apply", "plan"]
+
+ENGINE_FILE = "engine.json"
+
+
+class Silent:
+    """A listener that says nothing."""
+
+    def begin(self, label: str) -> None:
+        """Say nothing."""
+
+    def update(self, message: str, share: float | None) -> None:
+        """Say nothing."""
+
+    def end(self, outcome: str) -> None:
+        """Say nothing."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a recipe is run.
+
+    Attributes:
+        cache: where finished work lies.
+        output: the folder that gets one folder a recipe.
+        weights: `random` for the true latency of the body without its weights.
+        base: a source that replaces the recipe's, for a fine-tuned derivative.
+        tasks: accuracy tasks besides the recipe's.
+        isa: measure as a CPU with this instruction set would.
+        from_step: make this step and those after it again, cached or not: a name or a number from 0.
+    """
+
+    cache: Cache
+    output: Path = Path("exported")
+    weights: Weights = "real"
+    base: str | None = None
+    tasks: tuple[Task, ...] = ()
+    isa: Isa | None = None
+    from_step: str | None = None
+
+
+@dataclass(frozen=True)
+class Applied:
+    """What a run left: the record, its verdict, and the folder with the artifact."""
+
+    record: Record
+    verdict: Verdict
+    folder: Path
+
+
+def plan(recipe: Recipe, options: Options) -> Plan:
+    """What `apply` would do, without doing it."""
+    return make_plan(
+        recipe,
+        options.cache,
+        read_machine(),
+        weights=options.weights,
+        base=options.base,
+        calibration=calibration_texts(recipe),
+        from_step=options.from_step,
+    )
+
+
+def apply(recipe: Recipe, options: Options, listener: Listener | None = None) -> Applied:
+    """Run a recipe: base, steps, measurements, record, verdict, exported folder.
+
+    Raises:
+        OptbenchError: with the step named; whatever had finished is found again by the next run.
+    """
+    try:
+        options.output.mkdir(parents=True, exist_ok=True)
+        options.cache.root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MachineError(f"{error.filename}: cannot be made: {error.strerror}; name another folder with --output or --cache") from error
+    with _locked(options.output / f".{recipe.name}.lock", recipe.name):
+        return _apply_locked(recipe, options, listener or Silent())
+
+
+@contextmanager
+def _locked(path: Path, name: str) -> Iterator[None]:
+    """Hold the lock of a recipe's output; the kernel lets go of it however this process ends."""
+    lock = FileLock(path, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise MachineError(
+            f"{path}: another run of {name} is at work in this output folder; wait for it, or name another --output"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _apply_locked(recipe: Recipe, options: Options, listener: Listener) -> Applied:
+    cache = options.cache
+    sweep_staging(cache)
+    free_disk(cache.root, plan(recipe, options).missing_bytes, f"recipe {recipe.name}")
+    calibration = calibration_texts(recipe)
+    forced = start_index(recipe, options.from_step)
+    gauge = NumbersGauge(recipe, (*recipe.tasks, *options.tasks), cache, options.isa, listener)
+
+    base = make_base(recipe, cache, options.weights, options.base, listener)
+    stages = [base]
+    numbers = [gauge.measure(base)]
+    for index, step in enumerate(recipe.steps):
+        stage = make_stage(
+            step, f"{index} {step.step}", stages[-1].artifact, recipe, cache, listener, calibration=calibration, force=index >= forced
+        )
+        stages.append(stage)
+        numbers.append(gauge.measure(stage))
+    # Every runtime's fp32 baseline runs on the base's plain export, whatever the recipe's own first steps are.
+    export = make_stage(
+        ExportOnnx(step="export_onnx"), "baseline export", base.artifact, recipe, cache, listener, calibration=calibration, force=False
+    )
+    baselines = baseline_cells(recipe, base.artifact, export.artifact)
+    timed = time_stages(recipe, stages, baselines, options.isa, listener)
+    serving = time_serving(stages[-1], recipe, gauge, options.isa, listener)
+    source = options.base or ("random" if options.weights == "random" else recipe.base.source)
+    record = make_record(recipe, source, stages, numbers, timed, baselines, serving, options.isa, gauge.warnings)
+    verdict = judge(record)
+    listener.begin("export")
+    folder = export_artifact(stages[-1].artifact, record, verdict, options.output)
+    listener.end(str(folder))
+    return Applied(record, verdict, folder)
+
+
+def export_artifact(artifact: Artifact, record: Record, verdict: Verdict, output: Path) -> Path:
+    """Write `output/<recipe>`: the artifact, its engine settings, all records and the card, sealed, in one rename.
+
+    Weights are hard links into the cache where the file system allows, so that exporting 2 GB takes no time and no space.
+    Records of earlier runs are carried over.
+    """
+    folder = output / record.recipe.name
+    with tempfile.TemporaryDirectory(prefix=f".staging-{record.recipe.name}-", dir=output, ignore_cleanup_errors=True) as scratch:
+        staging = Path(scratch) / "out"
+        staging.mkdir()
+        try:
+            for name in artifact.manifest.files:
+                target = staging / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                _link_or_copy(artifact.path / name, target)
+            engine = record.recipe.engine_for(artifact.kind)
+            (staging / ENGINE_FILE).write_text(engine.model_dump_json(indent=1) + "\n", encoding="utf-8")
+            earlier = folder / "records"
+            if earlier.is_dir():
+                shutil.copytree(earlier, staging / "records")
+            write_record(record, staging / "records")
+            (staging / "README.md").write_text(render_card(record, verdict), encoding="utf-8")
+        except OSError as error:
+            raise MachineError(f"{folder}: cannot be written: {error.strerror}; free some space and run again") from error
+        seal(staging, folder, artifact.kind, artifact.weights)
+    return folder
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(source, target)

@@ -1,0 +1,234 @@
+"""Making artifacts: each step in a process of its own, sealed into the cache, verified before it is used again."""
+
+import errno
+import logging
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import psutil
+from pydantic import BaseModel, ConfigDict, TypeAdapter
+
+from optbench.artifact import Artifact, Weights, open_artifact, seal
+from optbench.base_model import Base, obtain_base
+from optbench.engines import Engine
+from optbench.errors import ArtifactError, MachineError, OptbenchError, StepError
+from optbench.machine import read_machine
+from optbench.measure.latency import price_folders
+from optbench.plan import Cache, step_key
+from optbench.recipe import Recipe
+from optbench.steps import Step
+from optbench.steps.base import StepContext, StepReport
+from optbench.worker import Worker, peak_rss_bytes
+
+__all__ = ["Listener", "Made", "Stage", "calibration_texts", "make_base", "make_stage", "sweep_staging"]
+
+logger = logging.getLogger(__name__)
+
+# Few rounds settle what a fusion gains; the record's own timing is longer.
+PRICE_ROUNDS = 7
+# Less than this left after a step failed means that it failed for want of disk, whatever its library called it.
+FULL_DISK_BYTES = 32 * 1024 * 1024
+
+
+class Listener(Protocol):
+    """Who watches a run."""
+
+    def begin(self, label: str) -> None:
+        """A stage of the work begins."""
+
+    def update(self, message: str, share: float | None) -> None:
+        """It is at `share` of its way, where that is known."""
+
+    def end(self, outcome: str) -> None:
+        """It ended: `cached`, or what it took."""
+
+
+class Made(BaseModel):
+    """What the cache keeps of a step beside its artifact."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    report: StepReport = StepReport()
+    seconds: float = 0.0
+    peak_rss_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The model as one step left it, and how that went.
+
+    Attributes:
+        label: `base`, or the step's number and name.
+        step: None for the base.
+        artifact: sealed.
+        made: from when the step ran.
+        cached: whether that was an earlier time.
+    """
+
+    label: str
+    step: Step | None
+    artifact: Artifact
+    made: Made
+    cached: bool
+
+
+def calibration_texts(recipe: Recipe) -> list[str]:
+    """The recipe's calibration texts: its first task's, half queries and half documents, prompts in front."""
+    wanted, prompts = recipe.calibration.texts, recipe.base.prompts
+    drawn = recipe.tasks[0].calibration_texts(wanted, recipe.calibration.seed)
+    queries = [prompts.query + query for query in drawn.queries[: wanted // 2]]
+    documents = [prompts.document + document for document in drawn.documents]
+    return [*queries, *documents[: wanted - len(queries)]]
+
+
+def sweep_staging(cache: Cache) -> None:
+    """Remove what runs that are no longer alive left half-filled; a staging folder is named by its process id."""
+    for folder in cache.staging.glob("*"):
+        owner = folder.name.split("-")[0]
+        if owner.isdecimal() and not psutil.pid_exists(int(owner)):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _staging(cache: Cache) -> tempfile.TemporaryDirectory[str]:
+    cache.staging.mkdir(parents=True, exist_ok=True)
+    return tempfile.TemporaryDirectory(prefix=f"{os.getpid()}-", dir=cache.staging, ignore_cleanup_errors=True)
+
+
+def serve_base(payload: dict[str, Any], progress: Callable[[str, float | None], None]) -> Iterator[Any]:
+    """The child's side of `make_base`."""
+    yield
+    start = time.perf_counter()
+    artifact = obtain_base(
+        Base.model_validate(payload["base"]),
+        cache=Path(payload["cache"]),
+        weights=payload["weights"],
+        override=payload["override"],
+        progress=progress,
+    )
+    made = Made(seconds=time.perf_counter() - start, peak_rss_bytes=peak_rss_bytes())
+    yield {"path": str(artifact.path), "made": made.model_dump(mode="json")}
+
+
+def make_base(recipe: Recipe, cache: Cache, weights: Weights, override: str | None, listener: Listener) -> Stage:
+    """Bring the base model into the cache, or find it there."""
+    listener.begin("base")
+    payload = {"base": recipe.base.model_dump(mode="json"), "cache": str(cache.root), "weights": weights, "override": override}
+    with Worker("optbench.stages:serve_base", payload) as worker:
+        answer = worker.request({}, listener.update)
+    made = Made.model_validate(answer["made"])
+    # The child has just written or verified every byte.
+    artifact = open_artifact(Path(answer["path"]), verify=False)
+    listener.end(f"{artifact.size_bytes / 1e6:.0f} MB, {made.seconds:.1f} s")
+    return Stage("base", None, artifact, made, cached=False)
+
+
+def serve_step(payload: dict[str, Any], progress: Callable[[str, float | None], None]) -> Iterator[Any]:
+    """The child's side of `make_stage`: one step, then the process ends and all its memory with it."""
+    yield
+    step: Step = TypeAdapter(Step).validate_python(payload["step"])
+    engine: Engine = TypeAdapter(Engine).validate_python(payload["engine"])
+    source = open_artifact(Path(payload["source"]), verify=False)
+    out = Path(payload["out"])
+
+    def price(folders: Sequence[Path]) -> list[Any]:
+        return list(price_folders(step.gives, folders, engine, payload["lengths"], PRICE_ROUNDS))
+
+    context = StepContext(
+        scratch=Path(payload["scratch"]),
+        machine=read_machine(),
+        calibration_texts=payload["calibration"],
+        price=price,
+        progress=progress,
+    )
+    start = time.perf_counter()
+    try:
+        report = step.run(source, out, context)
+    except OptbenchError:
+        raise
+    except Exception as error:
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        if full or shutil.disk_usage(out).free < FULL_DISK_BYTES:
+            raise MachineError(f"{out}: the disk is full; free some space or name another folder with --cache, then run again") from error
+        raise
+    made = Made(report=report, seconds=time.perf_counter() - start, peak_rss_bytes=peak_rss_bytes())
+    yield made.model_dump(mode="json")
+
+
+def make_stage(
+    step: Step, label: str, source: Artifact, recipe: Recipe, cache: Cache, listener: Listener, *, calibration: Sequence[str], force: bool
+) -> Stage:
+    """Find a step's result in the cache, or run the step.
+
+    Args:
+        step: what to run.
+        label: what to call it.
+        source: what it takes.
+        recipe: for engines and lengths, should the step ask for a price.
+        cache: where the result goes.
+        listener: is told.
+        calibration: texts, prompts in front.
+        force: run it even if the cache has it.
+
+    Raises:
+        StepError: from the step, with its label in front.
+        MachineError: no disk, no memory.
+    """
+    listener.begin(label)
+    engine = recipe.engine_for(step.gives).model_dump(mode="json")
+    key = step_key(step, source.sha256, read_machine(), calibration, engine)
+    if not force:
+        found = _find(cache, key, step, label)
+        if found is not None:
+            listener.end("cached")
+            return found
+    with _staging(cache) as staging:
+        out, scratch = Path(staging) / "out", Path(staging) / "scratch"
+        out.mkdir()
+        scratch.mkdir()
+        payload = {
+            "step": step.model_dump(mode="json"),
+            "engine": engine,
+            "source": str(source.path),
+            "out": str(out),
+            "scratch": str(scratch),
+            "calibration": list(calibration) if step.needs_calibration else [],
+            "lengths": list(recipe.workload.lengths),
+        }
+        try:
+            with Worker("optbench.stages:serve_step", payload) as worker:
+                made = Made.model_validate(worker.request({}, listener.update))
+        except StepError as error:
+            raise StepError(f"{label}: {error}") from error
+        listener.update("sealing", None)
+        # The report goes first: an artifact without its report would be made again, and that is safe.
+        report = cache.report(key)
+        report.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(staging) / "report.json"
+        try:
+            draft.write_text(made.model_dump_json(), encoding="utf-8")
+        except OSError as error:
+            raise MachineError(f"{report}: cannot be written: {error.strerror}; free some space and run again") from error
+        draft.replace(report)
+        artifact = seal(out, cache.artifact(key), step.gives, source.weights)
+    listener.end(f"{made.seconds:.1f} s, peak {made.peak_rss_bytes / 1e9:.2f} GB")
+    return Stage(label, step, artifact, made, cached=False)
+
+
+def _find(cache: Cache, key: str, step: Step, label: str) -> Stage | None:
+    """The cached result of a key if every byte of it is as it was sealed; a broken one is removed."""
+    if not cache.has(key):
+        return None
+    try:
+        artifact = open_artifact(cache.artifact(key))
+        made = Made.model_validate_json(cache.report(key).read_bytes())
+    except (ArtifactError, ValueError, OSError) as error:
+        logger.warning("%s: the cached result is broken and is made again: %s", label, error)
+        shutil.rmtree(cache.artifact(key), ignore_errors=True)
+        return None
+    return Stage(label, step, artifact, made, cached=True)

@@ -1,0 +1,323 @@
+"""Weights of an OpenVINO graph's linear layers to 8 or 4 bits, with activations quantized at run time.
+
+NNCF rounds; int4 has two more ways, because rounding to nearest costs most there. Cosine to fp32, mean / minimum over 99 product
+queries, all-MiniLM-L6-v2, int4_sym, group 64, 64 product titles to calibrate, weights alone (activations in float32):
+
+    nearest            .969 / .950
+    scale_estimation   .975 / .955
+    nncf_gptq          .986 / .977
+    gptq               .987 / .962   (optbench/steps/gptq.py)
+
+Embedding tables stay as they are: `compress_tables` is for them.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from optbench.artifact import Artifact, Kind, copy_companions
+from optbench.checkpoint import read_body
+from optbench.errors import StepError
+from optbench.machine import free_disk
+from optbench.steps.base import BaseStep, Refusal, StepContext, StepReport
+from optbench.steps.gptq import Batch, collect_second_moments, factor_second_moments, input_groups, round_weight, write_int4
+from optbench.steps.openvino_graph import (
+    WeightMatMul,
+    constant_behind,
+    find_weight_matmuls,
+    match_names,
+    quiet_nncf,
+    read_graph,
+    save_graph,
+    transpose_weights,
+)
+from optbench.tokenizer import encode_batch, load_tokenizer
+
+if TYPE_CHECKING:
+    import openvino as ov
+
+__all__ = ["DYNAMIC_GROUP", "CompressWeights", "largest_dynamic_group"]
+
+DYNAMIC_GROUP = ("runtime_options", "DYNAMIC_QUANTIZATION_GROUP_SIZE")
+"""Path in the IR's rt_info that OpenVINO reads the group from."""
+
+MATMULS_PER_LAYER = 6  # query, key, value, attention output, and two of the feed-forward block
+# OpenVINO's CPU plugin takes no other group: it quantizes activations a vector register at a time.
+DYNAMIC_GROUP_STEP = 16
+# FACTS-sized bodies hold 76 MB of second moments a layer: six layers a pass keep the peak under the limit.
+MOMENTS_BYTES_MAX = 512 * 1024 * 1024
+
+CALIBRATED = frozenset({"awq", "scale_estimation", "nncf_gptq", "gptq"})
+
+
+def largest_dynamic_group(widths: Sequence[int]) -> int:
+    """The largest group that OpenVINO applies to every layer.
+
+    A group that does not divide a layer's int4 group is silently ignored there, as is one above K; one that merely fails
+    to divide K leaves a slow remainder (both seen on OpenVINO 2026.4).
+
+    Args:
+        widths: of each compressed layer, the input channels that share a weight scale: the int4 group, or K.
+
+    Returns:
+        A multiple of 16 that divides them all; 0, which turns dynamic quantization off, where there is none.
+    """
+    divisor = math.gcd(*widths)
+    return divisor if divisor % DYNAMIC_GROUP_STEP == 0 else 0
+
+
+class CompressWeights(BaseStep):
+    """Round the weights of an OpenVINO graph's linear layers to int8 or int4; the activations follow at run time."""
+
+    takes: ClassVar[frozenset[Kind]] = frozenset({Kind.OPENVINO})
+    gives: ClassVar[Kind] = Kind.OPENVINO
+    version: ClassVar[int] = 1
+    libraries: ClassVar[tuple[str, ...]] = ("nncf", "openvino", "numpy", "scipy")
+
+    step: Literal["compress_weights"] = "compress_weights"
+    weights: Literal["int8_sym", "int8_asym", "int4_sym", "int4_asym"] = Field(
+        description="int8 has a scale for each output; asymmetric has a zero point beside it."
+    )
+    group_size: int | None = Field(
+        default=None, ge=16, le=4096, description="Input channels that share an int4 scale; must divide every layer's K. 128 if left out."
+    )
+    method: Literal["nearest", "awq", "scale_estimation", "nncf_gptq", "gptq"] = Field(
+        default="nearest", description="How int4 weights are rounded; all but nearest read calibration texts."
+    )
+    damping: float = Field(default=0.05, gt=0, le=1, description="gptq: share of the mean second moment added to each.")
+    ratio: float = Field(default=1.0, ge=0, le=1, description="Share of the weights in int4; the most sensitive ones go to `backup`.")
+    all_layers: bool = Field(default=True, description="int4 for the last layer too; an encoder has no vocabulary head to spare.")
+    backup: Literal["int8_asym", "int8_sym", "none"] = Field(default="int8_asym", description="What weights outside `ratio` get.")
+    exclude: tuple[str, ...] = Field(
+        default=(), description="Patterns (*, ?) on module, MatMul or weight names to leave alone: `*.layer.0.output.dense`."
+    )
+    expect: int | None = Field(
+        default=None, ge=1, description="How many MatMuls must be compressed; if left out, 6 for each layer less the excluded ones."
+    )
+    calibration_samples: int = Field(default=64, ge=1, le=4096, description="Calibration texts used, spread evenly over those given.")
+    dynamic_quantization_group: Literal["auto", "off"] | int = Field(
+        default="auto",
+        description="Input channels of an activation that share a run-time int8 scale; auto: the largest that every layer honors.",
+    )
+
+    @property
+    def needs_calibration(self) -> bool:  # type: ignore[override]  # it depends on the method here
+        """Whether the method reads texts."""
+        return self.method in CALIBRATED
+
+    @property
+    def _group(self) -> int | None:
+        return (self.group_size or 128) if self.weights.startswith("int4") else None
+
+    @model_validator(mode="after")
+    def _check_combination(self) -> Self:
+        if self.weights.startswith("int8"):
+            set_anyway = sorted({"group_size", "method", "damping", "ratio", "all_layers", "backup"} & self.model_fields_set)
+            if set_anyway:
+                raise ValueError(
+                    f"{', '.join(set_anyway)}: for int4 weights only; {self.weights} has a scale for each output: leave it out"
+                )
+        if self.method == "gptq" and (self.weights != "int4_sym" or self.ratio != 1 or not self.all_layers):
+            raise ValueError("method gptq rounds every layer to int4_sym; for other settings use method nncf_gptq")
+        if self.method != "gptq" and "damping" in self.model_fields_set:
+            raise ValueError("damping: for method gptq only; leave it out")
+        if self.backup == "none" and (self.ratio < 1 or not self.all_layers) and self.expect is None:
+            raise ValueError("backup none leaves MatMuls uncompressed; say in expect how many must be compressed")
+        group = self.dynamic_quantization_group
+        if isinstance(group, int) and (group < DYNAMIC_GROUP_STEP or group % DYNAMIC_GROUP_STEP):
+            raise ValueError(f"dynamic_quantization_group {group}: OpenVINO takes multiples of {DYNAMIC_GROUP_STEP}; or auto, or off")
+        return self
+
+    def run(self, source: Artifact, out: Path, context: StepContext) -> StepReport:
+        """Compress `source` to `out/openvino/openvino_model.xml` and `.bin`.
+
+        Raises:
+            StepError: a pattern matches nothing, fewer MatMuls than expected were compressed, a group does not divide a
+                layer's K, calibration texts are missing, or NNCF refuses the graph.
+            MachineError: the disk is full.
+        """
+        free_disk(out, source.size_bytes, "the compressed model")
+        context.progress("reading the graph", None)
+        model = read_graph(source)
+        matmuls, refused = find_weight_matmuls(model)
+        excluded = match_names([matmul.names for matmul in matmuls], self.exclude, "compress_weights exclude")
+        chosen = [matmul for matmul, leave in zip(matmuls, excluded, strict=True) if not leave]
+        refused += [
+            Refusal(rule="weight_matmul", node=matmul.module, reason="exclude names it")
+            for matmul, leave in zip(matmuls, excluded, strict=True)
+            if leave
+        ]
+        wanted = self.expect if self.expect is not None else MATMULS_PER_LAYER * read_body(source.path).layers - sum(excluded)
+        self._check_count(source, len(chosen), wanted, refused)
+        self._check_groups(chosen)
+        batches = self._calibration(source, context)
+
+        warnings: list[str] = []
+        if self.method == "gptq":
+            self._round_gptq(model, chosen, batches, context)
+        else:
+            left = [matmul.node.get_friendly_name() for matmul, leave in zip(matmuls, excluded, strict=True) if leave]
+            transpose_weights(matmuls)
+            warnings = self._round_nncf(model, left, batches, context)
+
+        elements = _compressed_elements(model, {matmul.node.get_friendly_name() for matmul in chosen})
+        compressed = Counter(element for element in elements.values() if element is not None)
+        refused += [
+            Refusal(rule="weight_matmul", node=name, reason="the sensitivity ranking left it in float (backup: none)")
+            for name, element in elements.items()
+            if element is None
+        ]
+        self._check_count(source, compressed.total(), wanted, refused)
+        group = self._dynamic_group(
+            [self._width(matmul, elements) for matmul in chosen if elements[matmul.node.get_friendly_name()]], chosen
+        )
+        model.set_rt_info(str(group), list(DYNAMIC_GROUP))
+        context.progress("writing the graph", None)
+        save_graph(model, out)
+        copy_companions(source.path, out)
+        weight_bytes = sum(file.stat().st_size for file in (out / Kind.OPENVINO.weight_folder).iterdir())
+        return StepReport(
+            matched=dict(sorted(compressed.items())),
+            refused=tuple(refused),
+            warnings=tuple(warnings),
+            facts={
+                "dynamic_quantization_group": group,
+                "calibration_samples": len(batches),
+                "graph_bytes": weight_bytes,
+                "source_graph_bytes": sum(file.stat().st_size for file in source.main_file.parent.iterdir()),
+            },
+        )
+
+    def _check_count(self, source: Artifact, found: int, wanted: int, refused: Sequence[Refusal]) -> None:
+        if found >= wanted:
+            return
+        reasons = "; ".join(f"{refusal.node}: {refusal.reason}" for refusal in refused) or "the graph holds no other weight MatMuls"
+        raise StepError(
+            f"{source.main_file}: compress_weights finds {found} MatMuls to compress, {wanted} are expected. Left alone: {reasons}. "
+            f"If that is meant (packed query, key and value, say), set expect: {found}"
+        )
+
+    def _check_groups(self, chosen: Sequence[WeightMatMul]) -> None:
+        group = self._group
+        if group is None:
+            return
+        unfit = [f"{matmul.module} has K = {matmul.inputs}" for matmul in chosen if matmul.inputs % group]
+        if unfit:
+            common = math.gcd(*(matmul.inputs for matmul in chosen))
+            raise StepError(
+                f"compress_weights: group_size {group} does not divide K of {len(unfit)} MatMuls ({'; '.join(unfit[:4])}); "
+                f"use a divisor of {common}, or exclude them"
+            )
+
+    def _width(self, matmul: WeightMatMul, elements: dict[str, str | None]) -> int:
+        is_int4 = str(elements[matmul.node.get_friendly_name()]).endswith("4")
+        return self._group if is_int4 and self._group is not None else matmul.inputs
+
+    def _dynamic_group(self, widths: Sequence[int], chosen: Sequence[WeightMatMul]) -> int:
+        if self.dynamic_quantization_group == "off":
+            return 0
+        largest = largest_dynamic_group(widths)
+        if self.dynamic_quantization_group == "auto":
+            return largest
+        wanted = self.dynamic_quantization_group
+        if any(width % wanted for width in widths):
+            raise StepError(
+                f"compress_weights: dynamic_quantization_group {wanted} does not divide what shares a weight scale "
+                f"({', '.join(map(str, sorted(set(widths))))} channels over {len(chosen)} MatMuls), and OpenVINO would silently ignore it or run "
+                f"slower; use {f'a divisor of {largest}' if largest else 'off'}, or auto"
+            )
+        return wanted
+
+    def _calibration(self, source: Artifact, context: StepContext) -> list[Batch]:
+        """One unpadded batch for each text: what a service sends, at the lengths it sends it."""
+        if not self.needs_calibration:
+            return []
+        texts = context.calibration_texts
+        if not texts:
+            raise StepError(
+                f"compress_weights: method {self.method} needs calibration texts and got none; name a task, or use method: nearest"
+            )
+        count = min(self.calibration_samples, len(texts))
+        tokenizer = load_tokenizer(source.path)
+        batches: list[Batch] = []
+        for index in range(count):
+            ids, mask = encode_batch(tokenizer, [texts[index * len(texts) // count]])
+            batches.append({"input_ids": ids, "attention_mask": mask})
+        return batches
+
+    def _round_gptq(self, model: "ov.Model", chosen: Sequence[WeightMatMul], batches: Sequence[Batch], context: StepContext) -> None:
+        from threadpoolctl import threadpool_limits
+
+        passes = list(input_groups(chosen, MOMENTS_BYTES_MAX))
+        steps = sum(len(batches) + sum(len(readers) for readers in groups) for groups in passes)
+        done = 0
+
+        def tick() -> None:
+            nonlocal done
+            done += 1
+            context.progress("rounding the weights", done / steps)
+
+        for groups in passes:
+            # Later passes see what the layers rounded so far make of the texts.
+            moments = collect_second_moments(model, groups, batches, context.machine.usable_threads, tick)
+            for readers in groups:
+                factor = factor_second_moments(moments.pop(0), self.damping)
+                for matmul in readers:
+                    stored = np.asarray(matmul.constant.data, dtype=np.float32)
+                    # The products here are too narrow to share out: more BLAS threads only wait for each other.
+                    with threadpool_limits(1, "blas"):
+                        rounded = round_weight(stored.T if matmul.transposed else stored, factor, self._group or matmul.inputs)
+                    write_int4(matmul, rounded)
+                    tick()
+
+    def _round_nncf(self, model: "ov.Model", left: Sequence[str], batches: Sequence[Batch], context: StepContext) -> list[str]:
+        """Have NNCF round every weight MatMul but those `left`; gives back its warnings."""
+        context.progress(f"rounding the weights ({self.method})", None)
+        with quiet_nncf() as (nncf, messages):
+            options: dict[str, Any] = {}
+            if self.weights.startswith("int4"):
+                options = {
+                    "group_size": self._group,
+                    "ratio": self.ratio,
+                    "all_layers": self.all_layers,
+                    "backup_mode": nncf.BackupMode(self.backup),
+                    "awq": self.method == "awq" or None,
+                    "scale_estimation": self.method == "scale_estimation" or None,
+                    "gptq": self.method == "nncf_gptq" or None,
+                    "dataset": nncf.Dataset(list(batches)) if batches else None,
+                    "subset_size": max(1, len(batches)),
+                }
+            tables = [node.get_friendly_name() for node in model.get_ordered_ops() if node.get_type_name() == "Gather"]
+            try:
+                nncf.compress_weights(
+                    model,
+                    mode=nncf.CompressWeightsMode(self.weights),
+                    ignored_scope=nncf.IgnoredScope(names=[*left, *tables], validate=False),
+                    **options,
+                )
+            # NNCF raises RuntimeError and ValueError of many kinds, and its own.
+            except Exception as error:
+                raise StepError(
+                    f"compress_weights: NNCF cannot apply {self.method} to {self.weights}: {error}; use another method"
+                ) from error
+        if any("No matching patterns were found for applying AWQ" in message for message in messages):
+            raise StepError(
+                "compress_weights: awq finds none of its patterns in this graph and would change nothing; use scale_estimation or gptq"
+            )
+        return [message for message in messages if message.startswith("WARNING")]
+
+
+def _compressed_elements(model: "ov.Model", names: set[str]) -> dict[str, str | None]:
+    """What each of the named MatMuls' weights are kept as: `i4`, `u8`; None for floating point."""
+    elements: dict[str, str | None] = {}
+    for node in model.get_ordered_ops():
+        if node.get_type_name() == "MatMul" and node.get_friendly_name() in names:
+            constant, _ = constant_behind(node.input_value(1))
+            element = "f32" if constant is None else constant.get_element_type().get_type_name()
+            elements[node.get_friendly_name()] = None if element in ("f32", "f16", "bf16") else element
+    return elements

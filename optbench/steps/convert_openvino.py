@@ -1,0 +1,156 @@
+"""Write an ONNX artifact as OpenVINO IR, inputs and outputs under the same names.
+
+OpenVINO 2026.4 reads the standard operators and most of ONNX Runtime's own: Attention and MultiHeadAttention with key masks,
+SkipLayerNormalization, EmbedLayerNormalization, BiasGelu, FastGelu, QuickGelu, FusedMatMul, MatMulNBits, DynamicQuantizeMatMul and
+MatMulIntegerToFloat. It has no rule for QAttention, among others: such a graph is refused by name.
+"""
+
+import re
+import sys
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field, field_validator
+
+from optbench.artifact import Artifact, Kind, copy_companions
+from optbench.checkpoint import read_max_tokens
+from optbench.errors import MachineError, StepError
+from optbench.machine import free_disk
+from optbench.steps.base import BaseStep, StepContext, StepReport
+
+if TYPE_CHECKING:
+    import openvino as ov
+
+__all__ = ["STATIC_LENGTHS", "ConvertOpenvino"]
+
+STATIC_LENGTHS = ("optbench", "static_lengths")
+"""Path in the IR's rt_info of the length buckets: their lengths in tokens, ascending, with a space between: `8 16 32`."""
+# The engine keeps a compiled model for each.
+STATIC_LENGTHS_MAX = 16
+
+NO_RULE = re.compile(r"No conversion rule found for operations?: *(?P<names>[^\n]+)")
+
+
+class ConvertOpenvino(BaseStep):
+    """Convert an ONNX artifact to OpenVINO IR, and name the lengths an engine may compile for.
+
+    The numbers do not change, unless the weights are stored as fp16.
+    """
+
+    takes: ClassVar[frozenset[Kind]] = frozenset({Kind.ONNX})
+    gives: ClassVar[Kind] = Kind.OPENVINO
+    version: ClassVar[int] = 1
+    libraries: ClassVar[tuple[str, ...]] = ("openvino", "onnx")
+
+    step: Literal["convert_openvino"] = "convert_openvino"
+    static_lengths: tuple[int, ...] | None = Field(
+        default=None,
+        min_length=1,
+        max_length=STATIC_LENGTHS_MAX,
+        description="Token lengths, ascending: for each the engine compiles a graph of its own, and pads a single text up to the next.",
+    )
+    compress_to_fp16: bool = Field(
+        default=False, description="Store the weights as fp16: half the file, computed in the engine's precision."
+    )
+
+    @field_validator("static_lengths")
+    @classmethod
+    def _check_ascending(cls, lengths: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if lengths is not None and (lengths[0] < 1 or any(later <= earlier for earlier, later in pairwise(lengths))):
+            raise ValueError(f"{list(lengths)}: lengths of at least 1 in ascending order are wanted, each once")
+        return lengths
+
+    def run(self, source: Artifact, out: Path, context: StepContext) -> StepReport:
+        """Convert `source` to `out/openvino/openvino_model.xml` and `.bin`.
+
+        Raises:
+            StepError: the ONNX file is broken or its weights are missing, it holds operators that OpenVINO cannot read, or a
+                static length is longer than the model's longest input.
+            MachineError: the files could not be written.
+        """
+        longest = read_max_tokens(source.path)
+        if self.static_lengths is not None and self.static_lengths[-1] > longest:
+            raise StepError(
+                f"convert_openvino: static_lengths goes up to {self.static_lengths[-1]} tokens, "
+                f"but {source.path} takes at most {longest}: leave the longer ones out"
+            )
+        free_disk(out, source.size_bytes, "the OpenVINO model")
+        foreign = _foreign_operators(source.main_file)
+        context.progress("reading the ONNX graph", None)
+        model = _read(source.main_file, foreign)
+        _renumber(model)
+        if self.static_lengths is not None:
+            model.set_rt_info(" ".join(map(str, self.static_lengths)), list(STATIC_LENGTHS))
+        context.progress("writing the OpenVINO model", None)
+        _write(model, out / Kind.OPENVINO.main_file, compress_to_fp16=self.compress_to_fp16)
+        copy_companions(source.path, out)
+        operators = Counter(operator.get_type_name() for operator in model.get_ops())
+        return StepReport(
+            matched={name: operators[name] for name in ("MatMul", "MVN", "Gelu", "Softmax") if operators[name]},
+            facts={"operators": operators.total(), "foreign_operators": dict(foreign)},
+        )
+
+
+def _foreign_operators(path: Path) -> Counter[str]:
+    """Count the operators outside ONNX's own domain: `{"com.microsoft.BiasGelu": 24}`.
+
+    Raises:
+        StepError: the file is not an ONNX model. (OpenVINO would try all its other frontends on it, which write to stderr.)
+    """
+    import onnx
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # protobuf ships no types
+
+    try:
+        graph = onnx.load(path, load_external_data=False).graph
+    except (DecodeError, OSError) as error:
+        raise StepError(f"{path}: cannot be read as ONNX ({error}); the file may be truncated: make the artifact again") from error
+    if not graph.output:
+        raise StepError(f"{path}: an ONNX model without outputs; the file may be truncated: make the artifact again")
+    return Counter(f"{node.domain}.{node.op_type}" for node in graph.node if node.domain not in ("", "ai.onnx"))
+
+
+def _read(path: Path, foreign: Counter[str]) -> "ov.Model":
+    # Merely importing openvino sends a usage event unless this package is missing.
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # None makes the import fail, as documented
+    import openvino as ov
+
+    try:
+        model = ov.Core().read_model(path)
+    except RuntimeError as error:
+        if without_rule := NO_RULE.search(str(error)):
+            names = [name.strip() for name in without_rule["names"].split(",")]
+            listed = ", ".join(f"{foreign[name]} {name}" if foreign[name] else name for name in names)
+            raise StepError(
+                f"{path}: OpenVINO has no rule for {listed}; leave out the fusion or quantization step that puts them there, "
+                "or measure this artifact with onnxruntime"
+            ) from error
+        reason = str(error).strip().splitlines()[-1]
+        raise StepError(f"{path}: OpenVINO cannot read it: {reason}; it or its model.onnx_data is broken: make it again") from error
+    names = [port.get_any_name() for port in (*model.inputs, *model.outputs)]
+    wanted = ["input_ids", "attention_mask", "last_hidden_state", "sentence_embedding"]
+    if names != wanted:
+        raise StepError(f"{path}: has inputs and outputs {', '.join(names)}, not {', '.join(wanted)}; export it with export_onnx")
+    return model
+
+
+def _renumber(model: "ov.Model") -> None:
+    """Number the nodes that have no name of their own by their place in the graph.
+
+    OpenVINO numbers them in the order in which the process made them, so the same graph would not always give the same bytes.
+    """
+    for place, operator in enumerate(model.get_ordered_ops()):
+        kind = operator.get_type_name()
+        if re.fullmatch(rf"{kind}_\d+", operator.get_friendly_name()):
+            operator.set_friendly_name(f"{kind}_{place}")
+
+
+def _write(model: "ov.Model", path: Path, *, compress_to_fp16: bool) -> None:
+    import openvino as ov
+
+    try:
+        path.parent.mkdir()
+        ov.save_model(model, path, compress_to_fp16=compress_to_fp16)
+    except (OSError, RuntimeError) as error:
+        raise MachineError(f"{path}: cannot be written: {error}; free some space and run again") from error

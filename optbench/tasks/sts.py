@@ -1,0 +1,63 @@
+"""Semantic textual similarity: does the cosine order sentence pairs as people do (Spearman's rank correlation)?"""
+
+import csv
+import io
+import math
+import re
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from optbench.errors import TaskError
+from optbench.tasks.base import BaseTask, CalibrationTexts, PairData, read_text
+
+__all__ = ["Sts"]
+
+WANTED = "a CSV of sentence1,sentence2,score"
+
+
+class Sts(BaseTask):
+    """Sentence pairs with human scores, from a CSV file with or without a header."""
+
+    task: Literal["sts"] = "sts"
+    path: Path = Field(description="A CSV file of sentence1,sentence2,score.")
+
+    @property
+    def name(self) -> str:
+        """`sts:` and the file's stem."""
+        return f"sts:{self.path.stem}"
+
+    def load(self) -> PairData:
+        """Read the pairs; a first line whose score is no number is the header."""
+        rows: list[tuple[str, str, float]] = []
+        reader = csv.reader(io.StringIO(read_text(self.path, WANTED), newline=""), strict=True)
+        try:
+            for cells in reader:
+                if not cells:
+                    continue
+                score = _parse_score(cells[-1])
+                if score is None and reader.line_num == 1:
+                    continue
+                if len(cells) != 3 or score is None:
+                    raise TaskError(f"{self.path}:{reader.line_num}: found {cells!r:.120}; {WANTED} is wanted")
+                rows.append((cells[0], cells[1], score))
+        except csv.Error as error:
+            raise TaskError(f"{self.path}:{reader.line_num}: {error}; {WANTED} is wanted") from error
+        if len({score for _, _, score in rows}) < 2:
+            raise TaskError(f"{self.path}: {len(rows)} pairs with fewer than two different scores cannot be ranked; {WANTED} is wanted")
+        language = re.search(r"(?:^|[-_.])([a-z]{2})(?:[-_.]|$)", self.path.stem)
+        first, second, scores = zip(*rows, strict=True)
+        return PairData(name=self.name, language=language[1] if language else "und", first=first, second=second, scores=scores)
+
+    def calibration_texts(self, n: int, seed: int = 0) -> CalibrationTexts:
+        """Refused: every sentence of the file is in the test."""
+        raise TaskError(f"{self.path}: every sentence of an STS file is judged, so none is left to calibrate on; name another task")
+
+
+def _parse_score(cell: str) -> float | None:
+    try:
+        score = float(cell)
+    except ValueError:
+        return None
+    return score if math.isfinite(score) else None

@@ -1,0 +1,235 @@
+"""The openvino engine: static lengths equal the dynamic graph, options are taken or refused, nothing is printed or sent."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from optbench.artifact import Artifact, Kind, copy_companions
+from optbench.engines import OpenVino
+from optbench.engines import openvino as engine_module
+from optbench.engines.openvino import STATIC_LENGTHS, _import_openvino, _OpenVinoSession
+from optbench.errors import EngineError
+from optbench.machine import read_machine
+from optbench.steps import convert_openvino
+
+LENGTHS = (4, 8, 16)
+
+
+def open_engine(artifact: Artifact, **options: Any) -> _OpenVinoSession:
+    session = OpenVino(**{"threads": 1, **options}).open(artifact)
+    assert isinstance(session, _OpenVinoSession)
+    return session
+
+
+def ids_of(rows: int, length: int) -> tuple[Any, Any]:
+    ids = np.random.default_rng(length).integers(4, 21, (rows, length))
+    return ids, np.ones_like(ids)
+
+
+def with_rt_info(artifact: Artifact, folder: Path, value: str, *path: str) -> Artifact:
+    """A copy of an IR with one more entry in its rt_info."""
+    openvino = _import_openvino()
+    model = openvino.Core().read_model(artifact.main_file)
+    model.set_rt_info(value, list(path))
+    (folder / "openvino").mkdir()
+    copy_companions(artifact.path, folder)
+    openvino.save_model(model, folder / Kind.OPENVINO.main_file, compress_to_fp16=False)
+    return Artifact(Kind.OPENVINO, folder, "unsealed")
+
+
+@pytest.mark.parametrize(("architecture", "pooling"), [("BertModel", "mean"), ("XLMRobertaModel", "cls")])
+def test_static_lengths_equal_the_dynamic_graph(make_artifact: Callable[..., Artifact], architecture: str, pooling: str) -> None:
+    artifact = make_artifact(Kind.OPENVINO, architecture, pooling)
+    dynamic, static = open_engine(artifact), open_engine(artifact, static_lengths=LENGTHS)
+    # Long before short, so that a bucket's earlier tokens would show.
+    for rows, length in [(1, 16), (1, 9), (1, 8), (1, 3), (1, 1), (1, 17), (2, 8), (1, 2)]:
+        inputs = ids_of(rows, length)
+        # The same fp32 products padded to another shape: the sums may run in another order, 1e-7 each; unit vectors.
+        np.testing.assert_allclose(static.embed(*inputs), dynamic.embed(*inputs), atol=3e-6)
+
+
+def test_padding_that_came_with_the_input_stays_padding_in_a_static_length(make_artifact: Callable[..., Artifact]) -> None:
+    static = open_engine(make_artifact(Kind.OPENVINO), static_lengths=LENGTHS)
+    ids, mask = ids_of(1, 3)
+    padded, padded_mask = np.pad(ids, ((0, 0), (0, 4))), np.pad(mask, ((0, 0), (0, 4)))
+    np.testing.assert_allclose(static.embed(padded, padded_mask), static.embed(ids, mask), atol=3e-6)
+
+
+@pytest.mark.parametrize(("rows", "length", "shape"), [(1, 1, 4), (1, 4, 4), (1, 5, 8), (1, 16, 16), (1, 17, None), (2, 4, None)], ids=str)
+def test_one_text_runs_in_the_next_static_length_and_the_rest_in_the_dynamic_graph(
+    make_artifact: Callable[..., Artifact], rows: int, length: int, shape: int | None
+) -> None:
+    session = open_engine(make_artifact(Kind.OPENVINO), static_lengths=LENGTHS, compile_on_first_use=True)
+    assert session._requests == {}
+    session.embed(*ids_of(rows, length))
+    assert list(session._requests) == [shape]
+
+
+def test_every_shape_is_compiled_on_opening(make_artifact: Callable[..., Artifact]) -> None:
+    session = open_engine(make_artifact(Kind.OPENVINO), static_lengths=LENGTHS)
+    assert list(session._requests) == [*LENGTHS, None]
+
+
+def test_static_lengths_travel_in_the_ir_and_options_go_before_them(make_artifact: Callable[..., Artifact], tmp_path: Path) -> None:
+    assert STATIC_LENGTHS == convert_openvino.STATIC_LENGTHS
+    artifact = with_rt_info(make_artifact(Kind.OPENVINO), tmp_path, "8 16 32", *STATIC_LENGTHS)
+    assert list(open_engine(artifact)._requests) == [8, 16, 32, None]
+    assert list(open_engine(artifact, static_lengths=(4,))._requests) == [4, None]
+    assert list(open_engine(artifact, static_lengths=())._requests) == [None]
+
+
+@pytest.mark.parametrize("text", ["8 eight", "16 8", "0 4", " ".join(map(str, range(1, 60)))])
+def test_broken_static_lengths_in_an_ir_are_shown(make_artifact: Callable[..., Artifact], tmp_path: Path, text: str) -> None:
+    artifact = with_rt_info(make_artifact(Kind.OPENVINO), tmp_path, text, *STATIC_LENGTHS)
+    with pytest.raises(EngineError, match=f"rt_info optbench/static_lengths is '{text[:20]}"):
+        open_engine(artifact)
+
+
+@pytest.mark.parametrize("lengths", [(16, 8), (8, 8), (0, 8)])
+def test_static_lengths_must_ascend(lengths: tuple[int, ...]) -> None:
+    with pytest.raises(ValidationError, match="ascending token lengths"):
+        OpenVino(static_lengths=lengths)
+
+
+def test_static_length_beyond_the_positions_is_refused(make_artifact: Callable[..., Artifact]) -> None:
+    with pytest.raises(EngineError, match="static length 65, but the model's positions end at 64"):
+        open_engine(make_artifact(Kind.OPENVINO, "XLMRobertaModel", "cls"), static_lengths=(8, 65))
+
+
+def compiled_properties(artifact: Artifact, *names: str, **options: Any) -> list[Any]:
+    openvino = _import_openvino()
+    model = openvino.Core().read_model(artifact.main_file)
+    compiled = OpenVino(**options).compile(model, "test")
+    return [compiled.get_property(name) for name in names]
+
+
+def test_options_reach_openvino(make_artifact: Callable[..., Artifact]) -> None:
+    openvino = _import_openvino()
+    names = ["INFERENCE_NUM_THREADS", "NUM_STREAMS", "PERFORMANCE_HINT", "INFERENCE_PRECISION_HINT", "DYNAMIC_QUANTIZATION_GROUP_SIZE"]
+    names += ["ENABLE_CPU_PINNING", "SCHEDULING_CORE_TYPE"]
+    options = {"threads": 1, "dynamic_quantization_group": 128, "enable_cpu_pinning": False, "scheduling_core_type": "PCORE_ONLY"}
+    found = compiled_properties(make_artifact(Kind.OPENVINO), *names, **options)
+    core_type = openvino.properties.hint.SchedulingCoreType.PCORE_ONLY
+    assert found == [1, 1, "LATENCY", openvino.Type.f32, 128, False, core_type]
+
+
+def test_quantization_group_comes_from_the_ir_unless_an_option_says_otherwise(
+    make_artifact: Callable[..., Artifact], tmp_path: Path
+) -> None:
+    name = "DYNAMIC_QUANTIZATION_GROUP_SIZE"
+    artifact = with_rt_info(make_artifact(Kind.OPENVINO), tmp_path, "64", "runtime_options", name)
+    assert compiled_properties(artifact, name) == [64]
+    assert compiled_properties(artifact, name, dynamic_quantization_group=0) == [0]
+
+
+def test_reading_keeps_the_quantization_group_of_the_ir(make_artifact: Callable[..., Artifact], tmp_path: Path) -> None:
+    artifact = with_rt_info(make_artifact(Kind.OPENVINO), tmp_path, "64", "runtime_options", "DYNAMIC_QUANTIZATION_GROUP_SIZE")
+    model = engine_module._read(artifact)
+    assert OpenVino().compile(model, "test").get_property("DYNAMIC_QUANTIZATION_GROUP_SIZE") == 64
+    fixed = model.clone()
+    fixed.reshape({"input_ids": [1, 8], "attention_mask": [1, 8]})
+    assert OpenVino().compile(fixed, "test").get_property("DYNAMIC_QUANTIZATION_GROUP_SIZE") == 64
+
+
+def test_a_quota_limits_the_threads(make_artifact: Callable[..., Artifact], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(engine_module, "usable_threads", lambda: 1)
+    assert compiled_properties(make_artifact(Kind.OPENVINO), "INFERENCE_NUM_THREADS") == [1]
+
+
+def test_more_threads_than_openvino_runs_is_an_error(make_artifact: Callable[..., Artifact]) -> None:
+    with pytest.raises(EngineError, match=r"OpenVINO runs \d+ threads here, not 1000; lower threads"):
+        open_engine(make_artifact(Kind.OPENVINO), threads=1000)
+
+
+@pytest.mark.skipif("avx512_fp16" in read_machine().flags, reason="this CPU multiplies f16")
+def test_precision_that_openvino_would_swap_for_another_is_an_error(make_artifact: Callable[..., Artifact]) -> None:
+    with pytest.raises(EngineError, match=r"OpenVINO runs (bf16|f32) on this CPU, not f16; set inference_precision to f32"):
+        open_engine(make_artifact(Kind.OPENVINO), inference_precision="f16")
+
+
+@pytest.mark.parametrize("content", [b"<net", b"no graph at all", b""])
+@pytest.mark.parametrize("kind", [Kind.OPENVINO, Kind.ONNX])
+def test_broken_graph_is_an_error_and_leaves_stderr_alone(
+    make_artifact: Callable[..., Artifact], tmp_path: Path, capfd: pytest.CaptureFixture[str], kind: Kind, content: bytes
+) -> None:
+    copy_companions(make_artifact(kind).path, tmp_path)
+    artifact = Artifact(kind, tmp_path, "unsealed")
+    artifact.main_file.parent.mkdir()
+    artifact.main_file.write_bytes(content)
+    artifact.main_file.with_suffix(".bin").write_bytes(b"")
+    capfd.readouterr()
+    with pytest.raises(EngineError, match=f"{artifact.main_file.name}: "):
+        open_engine(artifact)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_truncated_weights_are_an_error(make_artifact: Callable[..., Artifact], tmp_path: Path) -> None:
+    source = make_artifact(Kind.OPENVINO)
+    copy_companions(source.path, tmp_path)
+    artifact = Artifact(Kind.OPENVINO, tmp_path, "unsealed")
+    artifact.main_file.parent.mkdir()
+    artifact.main_file.write_bytes(source.main_file.read_bytes())
+    artifact.main_file.with_suffix(".bin").write_bytes(source.main_file.with_suffix(".bin").read_bytes()[:1000])
+    with pytest.raises(EngineError, match="OpenVINO cannot read it"):
+        open_engine(artifact)
+
+
+def test_onnx_weights_outside_the_folder_are_refused(make_artifact: Callable[..., Artifact], tmp_path: Path) -> None:
+    import onnx
+
+    source = make_artifact(Kind.ONNX)
+    copy_companions(source.path, tmp_path)
+    artifact = Artifact(Kind.ONNX, tmp_path, "unsealed")
+    artifact.main_file.parent.mkdir()
+    model = onnx.load(source.main_file)
+    onnx.save(model, artifact.main_file, save_as_external_data=True, location="weights", size_threshold=0)
+    outside = tmp_path / "weights"
+    (artifact.main_file.parent / "weights").rename(outside)
+    model = onnx.load(artifact.main_file, load_external_data=False)
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = "../weights"
+    artifact.main_file.write_bytes(model.SerializeToString())
+    with pytest.raises(EngineError, match="outside the base directory"):
+        open_engine(artifact)
+
+
+def test_operator_without_a_rule_is_refused_with_the_way_on(make_artifact: Callable[..., Artifact], tmp_path: Path) -> None:
+    import onnx
+
+    source = make_artifact(Kind.ONNX)
+    copy_companions(source.path, tmp_path)
+    artifact = Artifact(Kind.ONNX, tmp_path, "unsealed")
+    artifact.main_file.parent.mkdir()
+    model = onnx.load(source.main_file)
+    next(node for node in model.graph.node if node.op_type == "Softmax").domain = "com.microsoft"
+    model.graph.node[0].op_type, model.graph.node[0].domain = "QAttention", "com.microsoft"
+    model.opset_import.add(domain="com.microsoft", version=1)
+    artifact.main_file.write_bytes(model.SerializeToString())
+    with pytest.raises(EngineError, match=r"(?s)com\.microsoft\.QAttention.*open it with onnxruntime"):
+        open_engine(artifact)
+
+
+def test_importing_openvino_writes_and_sends_nothing(tmp_path: Path) -> None:
+    program = (
+        "import sys, socket\n"
+        "def refuse(*a): raise SystemExit('network')\n"
+        "socket.socket.connect = socket.getaddrinfo = refuse\n"
+        "from optbench.engines.openvino import _import_openvino\n"
+        "_import_openvino()\n"
+        "print(sys.modules['openvino_telemetry'], 'torch' in sys.modules)"
+    )
+    printed = subprocess.run(
+        [sys.executable, "-c", program], env={**os.environ, "HOME": str(tmp_path)}, capture_output=True, text=True, check=True
+    )
+    assert printed.stdout == "None False\n"
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,150 @@
+"""The command line: what it prints, where, and how it exits."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from optbench import cli
+from optbench.record import Record, write_record
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+COMMANDS = ("check", "schema", "plan", "apply", "measure", "report", "probe")
+
+
+def run(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "optbench", *arguments], capture_output=True, text=True, check=False, **options)  # type: ignore[call-overload,no-any-return]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_its_options(command: str) -> None:
+    result = CliRunner().invoke(cli.app, [command, "--help"])
+    assert result.exit_code == 0
+    assert command == "schema" or "--json" in result.stdout
+
+
+def test_check_says_ok_and_exits_0() -> None:
+    done = run("check", *map(str, sorted(RECIPES.glob("*.yaml"))))
+    assert done.returncode == 0
+    assert done.stdout.count(": ok, ") == len(list(RECIPES.glob("*.yaml")))
+
+
+def test_check_of_a_broken_recipe_exits_2_and_names_the_place(tmp_path: Path) -> None:
+    path = tmp_path / "broken.yaml"
+    path.write_text((RECIPES / "gte-large.yaml").read_text().replace("layers: 24", "layers: many"))
+    done = run("check", str(RECIPES / "gte-large.yaml"), str(path))
+    assert done.returncode == 2
+    assert "gte-large.yaml: ok" in done.stdout
+    assert "base.body.layers" in done.stderr
+    as_json = json.loads(run("check", "--json", str(path)).stdout)
+    assert "base.body.layers" in as_json["recipes"][0]["problems"][0]
+
+
+def test_check_takes_under_a_second_of_processor_time() -> None:
+    before = os.times()
+    run("check", *map(str, sorted(RECIPES.glob("*.yaml"))))
+    after = os.times()
+    # Processor time, not wall time: it does not depend on what else runs.
+    assert after.children_user + after.children_system - before.children_user - before.children_system < 1.0
+
+
+def test_schema_is_json() -> None:
+    assert json.loads(run("schema").stdout)["title"] == "Recipe"
+
+
+def test_error_is_one_message_without_traceback() -> None:
+    done = run("apply", "no/such/recipe.yaml")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: no/such/recipe.yaml:1 top: cannot be read")
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_unknown_option_exits_2() -> None:
+    done = run("apply", "--no-such-option", "recipes/minilm-l6.yaml")
+    assert done.returncode == 2
+    assert "--no-such-option" in done.stderr
+
+
+def test_recipe_name_with_a_path_in_it_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "hostile.yaml"
+    path.write_text((RECIPES / "minilm-l6.yaml").read_text().replace("name: minilm-l6", "name: ../../escape"))
+    done = run("apply", str(path), "--output", str(tmp_path / "exported"), "--cache", str(tmp_path / "cache"))
+    assert done.returncode == 2
+    assert "name: '../../escape' found" in done.stderr
+    assert [entry.name for entry in tmp_path.iterdir()] == ["hostile.yaml"]
+
+
+def test_missing_hub_names_the_two_ways_on(tmp_path: Path) -> None:
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")}
+    where = ["--output", str(tmp_path / "exported"), "--cache", str(tmp_path / "cache")]
+    done = run("apply", str(RECIPES / "arctic-l.yaml"), *where, env=environment)
+    assert done.returncode == 2
+    assert "--weights random" in done.stderr
+    assert "--base path:" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_plan_and_dry_run_show_the_same_and_write_nothing(tmp_path: Path) -> None:
+    where = ["--cache", str(tmp_path / "cache"), "--weights", "random", "--json"]
+    planned = json.loads(run("plan", str(RECIPES / "gte-large.yaml"), *where).stdout)["plan"]
+    dry = json.loads(run("apply", "--dry-run", str(RECIPES / "gte-large.yaml"), *where, cwd=tmp_path).stdout)["plan"]
+    assert planned == dry
+    assert [step["state"] for step in planned["steps"]] == ["run"] * len(planned["steps"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_from_an_unknown_step_lists_the_known_ones() -> None:
+    done = run("plan", str(RECIPES / "gte-large.yaml"), "--from", "nonsense")
+    assert done.returncode == 2
+    assert "it has export_onnx" in done.stderr
+
+
+def test_report_of_a_record_shows_its_tables_and_as_json_only_json(make_record: Callable[..., Record], tmp_path: Path) -> None:
+    path = write_record(make_record(), tmp_path / "exported" / "gte-large" / "records")
+    shown = run("report", str(path), env={**os.environ, "COLUMNS": "200"})
+    assert shown.returncode == 0
+    assert "What each step bought and cost" in shown.stdout
+    assert "Verdict" in shown.stdout
+    document = json.loads(run("report", "--json", cwd=tmp_path / ".").stdout)
+    assert document["records"][0]["verdict"]["outcome"] in ("pass", "fail", "inconclusive")
+    assert document["schema_version"] == 1
+
+
+def test_report_where_nothing_was_run_says_what_to_do(tmp_path: Path) -> None:
+    done = run("report", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "run optbench apply" in done.stderr
+
+
+def test_ctrl_c_has_a_status_and_a_word_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    assert cli._guarded(interrupted) == 130
+    assert "the next run goes on" in capsys.readouterr().err
+
+
+def test_a_bug_keeps_its_traceback() -> None:
+    def buggy() -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        cli._guarded(buggy)
+
+
+def test_measure_refuses_lengths_that_are_not_numbers(tmp_path: Path) -> None:
+    done = run("measure", str(tmp_path), "--lengths", "8,many")
+    assert done.returncode == 2
+    assert "--lengths" in done.stderr
+
+
+def test_measure_of_a_folder_that_is_no_artifact_is_a_clear_error(tmp_path: Path) -> None:
+    done = run("measure", str(tmp_path))
+    assert done.returncode == 2
+    assert "manifest.json" in done.stderr

@@ -1,0 +1,238 @@
+"""The main job on a tiny model: cached, resumable, nothing half-written whatever ends it."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from optbench.artifact import Artifact, open_artifact
+from optbench.errors import MachineError, StepError
+from optbench.plan import Cache
+from optbench.recipe import Recipe, load_recipe
+from optbench.record import newest_record
+from optbench.runner import Options, apply, plan
+
+STEPS = "  - step: export_onnx\n  - step: convert_openvino\n  - step: quantize_static\n"
+
+
+class Listening:
+    """Keeps what a run says."""
+
+    def __init__(self) -> None:
+        self.ended: list[tuple[str, str]] = []
+        self._label = ""
+
+    def begin(self, label: str) -> None:
+        self._label = label
+
+    def update(self, message: str, share: float | None) -> None:
+        assert share is None or 0 <= share <= 1
+
+    def end(self, outcome: str) -> None:
+        self.ended.append((self._label, outcome))
+
+    @property
+    def cached(self) -> list[str]:
+        return [label for label, outcome in self.ended if outcome == "cached"]
+
+
+@pytest.fixture
+def write_recipe(tmp_path: Path, make_checkpoint: Callable[..., Artifact]) -> Callable[..., Path]:
+    def write(steps: str = STEPS, name: str = "tiny", more: str = "") -> Path:
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(
+            f"""\
+name: {name}
+base:
+  source: path:{make_checkpoint().path}
+  license: MIT
+  body: {{architecture: BertModel, layers: 2, hidden: 32, heads: 4, feed_forward: 64, vocabulary: 21, positions: 64, type_vocabulary: 2}}
+  pooling: mean
+  normalize: true
+  max_tokens: 64
+targets: {{speedup_min: 0.001, accuracy_loss_max: 0.5}}
+steps:
+{steps}workload: {{lengths: [8, 16], rounds: 6}}
+calibration: {{texts: 16}}
+fidelity: {{cosine_mean_min: 0.9, cosine_min: 0.5, texts: 32}}
+{more}""",
+            encoding="utf-8",
+        )
+        return path
+
+    return write
+
+
+@pytest.fixture
+def options(tmp_path: Path) -> Options:
+    return Options(cache=Cache(tmp_path / "cache"), output=tmp_path / "exported")
+
+
+def assert_nothing_half_written(options: Options) -> None:
+    """Whatever lies in the cache or the output folder is whole."""
+    for folder in options.cache.artifacts.glob("*"):
+        open_artifact(folder)
+    for folder in options.output.glob("[!.]*"):
+        open_artifact(folder)
+
+
+def test_apply_leaves_a_whole_artifact_with_its_evidence(write_recipe: Callable[..., Path], options: Options) -> None:
+    recipe = load_recipe(write_recipe())
+    applied = apply(recipe, options)
+    artifact = open_artifact(applied.folder)
+    assert artifact.kind == "openvino"
+    assert {"engine.json", "README.md", "tokenizer.json", "config.json", "modules.json"} <= artifact.manifest.files.keys()
+    record = newest_record(applied.folder)
+    assert record == applied.record
+    assert [point.label for point in record.points] == ["base", "0 export_onnx", "1 convert_openvino", "2 quantize_static"]
+    assert set(record.baselines) == {"torch fp32", "onnxruntime fp32", "openvino fp32"}
+    assert all(len(timing.samples_ns[8]) == 6 for timing in record.timings)
+    assert record.points[-1].accuracy[0].synthetic
+    assert record.points[-1].peak_rss_bytes > 50e6
+    assert record.serving is not None
+    assert applied.verdict.exit_status in (0, 1, 3)
+    assert_nothing_half_written(options)
+
+
+def test_second_run_does_no_step_again_and_keeps_the_first_record(write_recipe: Callable[..., Path], options: Options) -> None:
+    recipe = load_recipe(write_recipe("  - step: export_onnx\n"))
+    first = apply(recipe, options)
+    listening = Listening()
+    second = apply(recipe, options, listening)
+    assert "0 export_onnx" in listening.cached
+    assert second.record.points[-1].artifact_sha256 == first.record.points[-1].artifact_sha256
+    assert len(list((second.folder / "records").glob("*.json"))) == 2
+
+
+def test_from_makes_the_named_step_and_later_ones_again(write_recipe: Callable[..., Path], options: Options) -> None:
+    recipe = load_recipe(write_recipe("  - step: export_onnx\n  - step: convert_openvino\n"))
+    apply(recipe, options)
+    again = Options(cache=options.cache, output=options.output, from_step="convert_openvino")
+    assert [step.state for step in plan(recipe, again).steps] == ["cached", "run"]
+    listening = Listening()
+    apply(recipe, again, listening)
+    assert "0 export_onnx" in listening.cached
+    assert "1 convert_openvino" not in listening.cached
+
+
+def test_corrupted_cache_entry_is_made_again(write_recipe: Callable[..., Path], options: Options, caplog: pytest.LogCaptureFixture) -> None:
+    recipe = load_recipe(write_recipe("  - step: export_onnx\n"))
+    first = apply(recipe, options)
+    key = plan(recipe, options).steps[0].key
+    assert key is not None
+    graph = options.cache.artifact(key) / "onnx" / "model.onnx"
+    content = bytearray(graph.read_bytes())
+    content[len(content) // 2] ^= 1
+    graph.write_bytes(content)
+    listening = Listening()
+    second = apply(recipe, options, listening)
+    assert "0 export_onnx" not in listening.cached
+    assert "made again" in caplog.text
+    assert second.record.final.artifact_sha256 == first.record.final.artifact_sha256
+    assert_nothing_half_written(options)
+
+
+def test_broken_step_stops_the_run_and_is_named(write_recipe: Callable[..., Path], options: Options) -> None:
+    path = write_recipe()
+    strict = path.read_text().replace("cosine_mean_min: 0.9, cosine_min: 0.5", "cosine_mean_min: 0.9, cosine_min: 1.0")
+    path.write_text(strict)
+    with pytest.raises(StepError, match=r"moved the embeddings too far: cosine to the step's source is") as raised:
+        apply(load_recipe(path), options)
+    assert str(raised.value)[0].isdecimal()
+    assert not (options.output / "tiny").exists()
+    assert_nothing_half_written(options)
+
+
+def test_random_weights_are_said_everywhere_and_accuracy_is_not_judged(write_recipe: Callable[..., Path], options: Options) -> None:
+    recipe = load_recipe(write_recipe("  - step: export_onnx\n"))
+    applied = apply(recipe, Options(cache=options.cache, output=options.output, weights="random"))
+    assert applied.record.weights == "random"
+    assert not any(point.accuracy for point in applied.record.points)
+    assert all("speed-up" in finding.about for finding in applied.verdict.findings)
+    assert "accuracy is not judged" in applied.verdict.judged_by
+    assert "Random weights" in (applied.folder / "README.md").read_text()
+    assert any("random" in warning for warning in applied.record.warnings)
+
+
+def test_two_runs_at_once_are_refused(write_recipe: Callable[..., Path], options: Options) -> None:
+    options.output.mkdir()
+    with FileLock(options.output / ".tiny.lock"), pytest.raises(MachineError, match="another run of tiny is at work"):
+        apply(load_recipe(write_recipe()), options)
+
+
+def test_too_little_disk_is_said_before_anything_is_made(
+    write_recipe: Callable[..., Path], options: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(options.cache.root.parent)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    with pytest.raises(MachineError, match="are free"):
+        apply(load_recipe(write_recipe()), options)
+    assert not list(options.cache.artifacts.glob("*"))
+
+
+def command(path: Path, options: Options) -> list[str]:
+    where = ["--cache", str(options.cache.root), "--output", str(options.output), "--json"]
+    return [sys.executable, "-m", "optbench", "apply", str(path), *where]
+
+
+def test_kill_at_any_stage_loses_at_most_that_stage(write_recipe: Callable[..., Path], options: Options) -> None:
+    """Killed again and again, each time one stage later; every run goes on from what the one before had finished."""
+    path = write_recipe()
+    stages = ["base", "0 export_onnx", "1 convert_openvino", "2 quantize_static", "baseline export"]
+    for stage in stages:
+        process = subprocess.Popen(command(path, options), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+        assert process.stderr is not None
+        lines = []
+        for line in process.stderr:
+            lines.append(line)
+            if f"  {stage}:" in line:  # it has just ended: what follows is running
+                break
+        else:
+            pytest.fail(f"{stage} never ended:\n{''.join(lines)}")
+        process.kill()
+        process.stderr.close()
+        assert process.wait() == -signal.SIGKILL
+        made = [line for line in lines if any(f"  {earlier}: cached" in line for earlier in stages[1 : stages.index(stage)])]
+        assert len(made) == len(stages[1 : stages.index(stage)]), lines
+        assert_nothing_half_written(options)
+    done = subprocess.run(command(path, options), capture_output=True, text=True, check=False)
+    assert done.returncode in (0, 1, 3), done.stderr
+    assert done.stderr.count(": cached") == len(stages) - 1
+    assert json.loads(done.stdout)["folder"] == str(options.output / "tiny")
+    assert_nothing_half_written(options)
+    assert not list(options.cache.staging.glob("*"))
+
+
+def test_interrupt_stops_with_its_own_status_and_leaves_no_process(write_recipe: Callable[..., Path], options: Options) -> None:
+    process = subprocess.Popen(command(write_recipe(), options), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "  0 export_onnx:" in line:
+            break
+    os.kill(process.pid, signal.SIGINT)
+    rest = process.stderr.read()  # ends when the last process that holds the pipe is gone
+    assert process.wait() == 130
+    assert "the next run goes on from there" in rest
+    assert "Traceback" not in rest
+    assert_nothing_half_written(options)
+
+
+def test_full_disk_while_a_step_writes_is_one_clear_error(write_recipe: Callable[..., Path], options: Options) -> None:
+    """The largest file that the processes may write is bounded, which libraries meet like a full disk."""
+    limited = ["bash", "-c", 'ulimit -f 8 && exec "$0" "$@"', *command(write_recipe(), options)]
+    done = subprocess.run(limited, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert_nothing_half_written(options)
+
+
+def test_recipe_round_trips_through_its_record(write_recipe: Callable[..., Path]) -> None:
+    recipe = load_recipe(write_recipe())
+    assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe
