@@ -31,7 +31,7 @@ SUBSTITUTES, AISLE, LEXICAL, RANDOM = 5, 6, 6, 3
 # The catalog lists kinds aisle by aisle: those at most so many lines away are what a shop shelves nearby.
 AISLE_REACH = 3
 # What starts so stands behind the noun: "tripod for smartphone", but "silent mouse".
-BEHIND = frozenset("against bed drop easy fits for from in keeps on that to where with without".split())
+BEHIND = frozenset({"against", "bed", "drop", "easy", "fits", "for", "from", "in", "keeps", "on", "that", "to", "where", "with", "without"})
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Query:
 
 
 def title_words(value: str) -> str:
-    return value.split("|")[0]
+    return value.split("|", maxsplit=1)[0]
 
 
 def shopper_words(value: str, generator: random.Random) -> str:
@@ -80,7 +80,9 @@ def misspell(text: str, generator: random.Random) -> str:
     """Swap two letters of the longest word, drop one, or double one, as fingers do."""
     word = max(text.split(), key=len)
     at = generator.randrange(1, len(word) - 2)
-    wrong = generator.choice([word[:at] + word[at + 1] + word[at] + word[at + 2 :], word[:at] + word[at + 1 :], word[:at] + word[at] + word[at:]])
+    wrong = generator.choice(
+        [word[:at] + word[at + 1] + word[at] + word[at + 2 :], word[:at] + word[at + 1 :], word[:at] + word[at] + word[at:]]
+    )
     return text.replace(word, wrong, 1)
 
 
@@ -147,7 +149,7 @@ def unique(queries: list[Query]) -> list[Query]:
 
 def build() -> bytes:
     catalog = YAML(typ="safe").load(CATALOG.read_text(encoding="utf-8"))
-    generator = random.Random(SEED)
+    generator = random.Random(SEED)  # noqa: S311  # a draw, not a secret
     near = {kind["kind"]: kind["near"] for kind in catalog["kinds"]}
 
     def fill(kinds: list[dict[str, Any]], count: int) -> tuple[list[Product], list[Query]]:
@@ -170,7 +172,7 @@ def build() -> bytes:
         entries.append({"text": query.text, "judged": judged})
     spare_products, spare_queries = fill(catalog["calibration"], CALIBRATION_PRODUCTS_PER_KIND)
     content = {
-        "about": "Synthetic retail task of optbench (Apache-2.0), made by bench/make_retail_task.py. judged: product numbers by grade 0 to 3.",
+        "about": "Synthetic retail task of optbench, Apache-2.0, made by bench/make_retail_task.py; judged: product numbers by grade 0..3",
         "products": [product.title for product in products],
         "queries": entries,
         "calibration": {"queries": [query.text for query in spare_queries], "products": [product.title for product in spare_products]},

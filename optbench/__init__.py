@@ -9,12 +9,16 @@
 `optbench apply` does; `Recipe` is what `load_recipe` reads.
 """
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from optbench.encoder import Encoder, load
     from optbench.recipe import Recipe, load_recipe
     from optbench.runner import Options, apply
+
+# `import openvino` and nncf send usage events over the network through this module, and do without where it is missing.
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 __version__ = "0.1.0"
 __all__ = ["Encoder", "Options", "Recipe", "apply", "load", "load_recipe"]

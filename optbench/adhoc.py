@@ -3,24 +3,28 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from optbench.artifact import open_artifact
-from optbench.engines import Engine, default_engine
+from optbench.boxes import matching_box
+from optbench.encoder import choose_engine
 from optbench.errors import EngineError
 from optbench.evidence import timing_warnings
-from optbench.machine import Isa
+from optbench.machine import Isa, Machine
 from optbench.measure.accuracy import AccuracyResult, accuracy_change, measure_accuracy
 from optbench.measure.encoding import TextEncoder
 from optbench.measure.environment import check_environment
 from optbench.measure.latency import Cell, Timing, measure_latency
 from optbench.measure.statistics import percentile_interval, ratio_interval
 from optbench.plan import Cache
+from optbench.recipe import Recipe
+from optbench.record import newest_record
 from optbench.report.table import Table
-from optbench.runner import ENGINE_FILE
 from optbench.stages import Listener
 from optbench.tasks import Task
+from optbench.tune.floor import Peaks, ProbeResult, floor_ms
 
 __all__ = ["Measured", "RecipeFloor", "floors_of_recipes", "machine_table", "measure_artifacts"]
 
@@ -64,21 +68,15 @@ class Measured(BaseModel):
         return [*tables, Table("Accuracy", ["model", "metric", "value", "change"], rows, note)]
 
 
-def _engine_for(folder: Path, text: str | None) -> Engine:
-    """The engine asked for: JSON or a name; else the one exported with the artifact; else the kind's default."""
-    adapter: TypeAdapter[Engine] = TypeAdapter(Engine)
+def _parse_engine(text: str | None) -> tuple[str | None, dict[str, Any]]:
+    """The command line's engine, a name or JSON, as `choose_engine` takes it."""
+    if text is None or not text.lstrip().startswith("{"):
+        return text, {}
     try:
-        if text is not None:
-            return adapter.validate_python(json.loads(text) if text.lstrip().startswith("{") else {"engine": text})
-        settings = folder / ENGINE_FILE
-        if settings.is_file():
-            return adapter.validate_json(settings.read_bytes())
-    except (ValidationError, ValueError) as error:
-        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
-        raise EngineError(
-            f'--engine {text or folder / ENGINE_FILE}: {reason}; give a name or JSON such as {{"engine": "openvino"}}'
-        ) from error
-    return default_engine(open_artifact(folder, verify=False).kind)
+        options = json.loads(text)
+    except ValueError as error:
+        raise EngineError(f'--engine {text}: not JSON ({error}); write it as {{"engine": "openvino", "threads": 2}}') from error
+    return options.pop("engine", None), options
 
 
 def measure_artifacts(
@@ -101,7 +99,7 @@ def measure_artifacts(
     cells = []
     for index, folder in enumerate(folders):
         artifact = open_artifact(folder)
-        chosen = _engine_for(folder, engine)
+        chosen = choose_engine(artifact, *_parse_engine(engine))
         chosen.check_opens(artifact)
         label = folder.name if [path.name for path in folders].count(folder.name) == 1 else f"{index} {folder}"
         cells.append(Cell(label=label, kind=artifact.kind, path=folder, sha256=artifact.sha256, engine=chosen))
@@ -117,3 +115,78 @@ def measure_artifacts(
             accuracy[cell.label] = tuple(measure_accuracy(encode, each) for each in data)
         listener.end("; ".join(f"{result.main_metric} {result.mean():.4f} on {result.task}" for result in accuracy[cell.label]))
     return Measured(timings=timings, accuracy=accuracy, warnings=(*check_environment(), *timing_warnings(timings)))
+
+
+class RecipeFloor(BaseModel):
+    """What no program on this machine can beat for a recipe's body, and how near its artifact comes.
+
+    Attributes:
+        recipe: its name.
+        floors_ms: by weight format and token length.
+        measured_ms: the newest record's final median by token length; empty without a record of this machine.
+        measured: what that was.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    recipe: str
+    floors_ms: dict[str, dict[int, float]]
+    measured_ms: dict[int, float]
+    measured: str
+
+    def table(self) -> Table:
+        """One row a weight format, and one for what was measured, as multiples of the int8 floor."""
+        lengths = list(next(iter(self.floors_ms.values())))
+        rows = [[f"floor {name}", *(f"{floors[length]:.2f}" for length in lengths)] for name, floors in self.floors_ms.items()]
+        note = "Floor: the larger of weight bytes / read bandwidth and multiply-adds / GEMM peak, in ms."
+        if self.measured_ms:
+            rows.append([self.measured, *(f"{self.measured_ms[length]:.2f}" if length in self.measured_ms else "" for length in lengths)])
+            multiples = [
+                f"{self.measured_ms[length] / self.floors_ms['int8'][length]:.2f}x" if length in self.measured_ms else ""
+                for length in lengths
+            ]
+            rows.append(["the same, over the int8 floor", *multiples])
+        else:
+            note += " Nothing measured on this machine yet: run optbench apply."
+        return Table(f"Floor of {self.recipe}, ms by tokens", ["", *map(str, lengths)], rows, note)
+
+
+def floors_of_recipes(recipes: Sequence[Recipe], peaks: Peaks, machine: Machine, output: Path) -> list[RecipeFloor]:
+    """The floors of recipes on this machine, beside what their newest records measured here."""
+    found = []
+    for recipe in recipes:
+        lengths, batch = sorted(recipe.workload.lengths), recipe.workload.batch
+        floors = {
+            weights: {length: floor_ms(recipe.base.body, length, batch, peaks, weights).ms for length in lengths}
+            for weights in ("fp32", "int8", "int4")
+        }
+        measured_ms: dict[int, float] = {}
+        measured = ""
+        folder = output / recipe.name
+        if (folder / "records").is_dir():
+            record = newest_record(folder)
+            if record.machine.fingerprint == machine.fingerprint and record.isa is None and record.final.timing is not None:
+                timing = record.timing(record.final.timing)
+                measured_ms = {length: timing.median_ms(length) for length in timing.samples_ns}
+                measured = f"{record.final.label}, {record.created}"
+        found.append(RecipeFloor(recipe=recipe.name, floors_ms=floors, measured_ms=measured_ms, measured=measured))
+    return found
+
+
+def machine_table(result: ProbeResult) -> Table:
+    """What the machine is and what it reaches."""
+    machine, peaks = result.machine, result.peaks
+    box = matching_box(machine)
+    rows = [
+        ["CPU", f"{machine.cpu}, {machine.architecture}"],
+        ["instruction set", machine.isa],
+        ["VNNI / bf16 / AMX", " / ".join("yes" if has else "no" for has in (machine.has_vnni, machine.has_bf16, machine.has_amx))],
+        ["physical cores", str(machine.cores)],
+        ["usable threads", str(machine.usable_threads)],
+        ["cgroup quota", "none" if machine.cpu_quota is None else f"{machine.cpu_quota:.2f} CPUs"],
+        ["memory", f"{machine.memory_bytes / 2**30:.1f} GiB"],
+        ["read bandwidth", f"{peaks.read_gb_per_s:.1f} GB/s"],
+        *([f"GEMM peak {name}", f"{peak:.2f} TOP/s"] for name, peak in peaks.gemm_tops.items()),
+        ["box", box.name if box else "none of those known: ratios judge"],
+    ]
+    return Table("This machine", ["what", "value"], rows, f"TOP/s: 2 operations a multiply-add; {peaks.threads} threads.")

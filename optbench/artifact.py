@@ -10,17 +10,21 @@ and the other small files lie at its top, and the weights where that kind keeps 
 `manifest.json` lists every file with its size and sha256; the artifact's own sha256 is that of the manifest's bytes.
 """
 
+import ctypes
+import errno
 import hashlib
 import json
 import os
 import shutil
+import stat
+import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from optbench.errors import ArtifactError, MachineError
 
@@ -40,6 +44,26 @@ __all__ = [
 MANIFEST = "manifest.json"
 # A manifest names tens of files; the bound keeps a hostile one from being read into memory.
 MANIFEST_BYTES_MAX = 4 * 1024 * 1024
+AT_FDCWD, RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
+# What an error lists of a folder in which much is wrong.
+PROBLEMS_SHOWN = 10
+# Weights and graphs of every framework, pickles among them: none of them is a companion.
+WEIGHT_SUFFIXES = (
+    ".safetensors",
+    ".safetensors.index.json",
+    ".onnx",
+    ".onnx_data",
+    ".bin",
+    ".bin.index.json",
+    ".pt",
+    ".pth",
+    ".pkl",
+    ".ckpt",
+    ".h5",
+    ".msgpack",
+    ".ot",
+    ".gguf",
+)
 
 Weights = Literal["real", "random"]
 
@@ -69,8 +93,8 @@ class Kind(StrEnum):
 class _File(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    sha256: str
-    size_bytes: int
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    size_bytes: int = Field(ge=0)
 
 
 class Manifest(BaseModel):
@@ -138,15 +162,21 @@ def _listed_files(folder: Path) -> list[str]:
     """Relative POSIX paths of the regular files below `folder`, sorted; the manifest left out."""
     names = []
     for path in folder.rglob("*"):
-        if path.is_symlink():
+        mode = path.lstat().st_mode
+        if stat.S_ISLNK(mode):
             raise ArtifactError(f"{path}: a link; an artifact holds regular files only: replace it with the file itself")
-        if path.is_file():
+        if stat.S_ISREG(mode):
             names.append(path.relative_to(folder).as_posix())
+        elif not stat.S_ISDIR(mode):
+            raise ArtifactError(f"{path}: neither a file nor a folder; an artifact holds regular files only: remove it")
     return sorted(name for name in names if name != MANIFEST)
 
 
 def seal(staging: Path, destination: Path, kind: Kind, weights: Weights) -> Artifact:
-    """Hash a finished folder, write its manifest and move it into place in one rename.
+    """Hash a finished folder, write its manifest and move it into place.
+
+    A folder that is already there is swapped with the new one in one system call, so a crash at any moment leaves one of
+    the two whole at `destination`. Where the file system cannot swap, the old one is moved aside for the instant in between.
 
     Args:
         staging: the finished folder, on the same file system as `destination`; it is gone afterwards.
@@ -160,46 +190,89 @@ def seal(staging: Path, destination: Path, kind: Kind, weights: Weights) -> Arti
     """
     if not (staging / kind.main_file).is_file():
         raise ArtifactError(f"{staging}: has no {kind.main_file}, which every {kind} artifact holds")
-    manifest = Manifest(
-        kind=kind,
-        weights=weights,
-        files={
-            name: _File(sha256=hash_file(staging / name), size_bytes=(staging / name).stat().st_size) for name in _listed_files(staging)
-        },
-    )
-    content = manifest.to_bytes()
     try:
+        files = {
+            name: _File(sha256=hash_file(staging / name), size_bytes=(staging / name).stat().st_size) for name in _listed_files(staging)
+        }
+        content = Manifest(kind=kind, weights=weights, files=files).to_bytes()
         with (staging / MANIFEST).open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         destination.parent.mkdir(parents=True, exist_ok=True)
-        if destination.exists():
-            shutil.rmtree(destination)
-        staging.rename(destination)
+        _move_into_place(staging, destination)
     except OSError as error:
-        raise MachineError(f"{destination}: cannot be written: {error.strerror}; free some space and run again") from error
+        cure = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "make it a folder that can be written"
+        raise MachineError(f"{destination}: cannot be written: {error.strerror}; {cure} and run again") from error
     return Artifact(kind, destination, hashlib.sha256(content).hexdigest(), weights)
+
+
+def _move_into_place(staging: Path, destination: Path) -> None:
+    """Rename `staging` to `destination`; if that fails, what was there is still there."""
+    if not destination.is_dir():
+        staging.rename(destination)
+    elif _exchange(staging, destination):
+        # The new artifact stands; what cannot be removed of the old one lies in the staging folder, which is swept anyway.
+        shutil.rmtree(staging, ignore_errors=True)
+    else:
+        aside = Path(tempfile.mkdtemp(prefix=f".{destination.name}-", dir=destination.parent)) / destination.name
+        destination.rename(aside)
+        try:
+            staging.rename(destination)
+        except OSError:
+            aside.rename(destination)
+            raise
+        finally:
+            shutil.rmtree(aside.parent, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two folders in one system call; False where the kernel or the file system cannot."""
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except AttributeError:  # a C library older than glibc 2.28, or another system
+        return False
+    if renameat2(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+        return False
+    raise OSError(code, os.strerror(code), str(one), None, str(other))
 
 
 def _read_manifest(folder: Path) -> tuple[Manifest, bytes]:
     path = folder / MANIFEST
     try:
-        if path.stat().st_size > MANIFEST_BYTES_MAX:
-            raise ArtifactError(f"{path}: larger than {MANIFEST_BYTES_MAX} bytes, which no manifest is; fetch it anew")
-        content = path.read_bytes()
-        manifest = Manifest.model_validate_json(content)
+        # Looked at before it is opened: opening a pipe would wait for its writer.
+        if not stat.S_ISREG(path.lstat().st_mode):
+            raise ArtifactError(f"{path}: not a regular file; make the artifact again")
+        with path.open("rb") as file:
+            content = file.read(MANIFEST_BYTES_MAX + 1)
     except OSError as error:
         raise ArtifactError(f"{path}: {error.strerror}; an artifact folder holds a {MANIFEST}: name one made by optbench apply") from error
+    if len(content) > MANIFEST_BYTES_MAX:
+        raise ArtifactError(f"{path}: larger than {MANIFEST_BYTES_MAX} bytes, which no manifest is; fetch it anew")
+    return _parse_manifest(content, path), content
+
+
+def _parse_manifest(content: bytes, path: Path) -> Manifest:
+    """Check a manifest's bytes: its form, and that each name stays inside the folder.
+
+    Raises:
+        ArtifactError: says what is broken; whatever the bytes are, nothing else is raised.
+    """
+    try:
+        manifest = Manifest.model_validate_json(content)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "top"
-        raise ArtifactError(f"{path}: broken at {where}: {first['msg']}; make the artifact again") from error
+        # The place may be a hostile file name: a terminal must not obey it.
+        raise ArtifactError(f"{path}: broken at {ascii(where)[:200]}: {first['msg']}; make the artifact again") from error
     for name in manifest.files:
         pure = PurePosixPath(name)
-        if pure.is_absolute() or ".." in pure.parts or "\\" in name or "\0" in name:
-            raise ArtifactError(f"{path}: lists {name!r}, which points outside the folder; do not use this artifact")
-    return manifest, content
+        if pure.is_absolute() or ".." in pure.parts or pure.as_posix() != name or "\\" in name or not name.isprintable():
+            raise ArtifactError(f"{path}: lists {ascii(name)[:200]}, which is no plain path inside the folder; do not use this artifact")
+    return manifest
 
 
 def read_manifest_sha256(folder: Path) -> str | None:
@@ -218,22 +291,26 @@ def open_artifact(folder: Path, *, verify: bool = True) -> Artifact:
         verify: hash every file and compare; without it only presence and sizes are checked.
 
     Raises:
-        ArtifactError: a file is missing, extra, truncated or changed; each is named.
+        ArtifactError: a file is missing, extra, truncated or changed (each is named), or cannot be read.
     """
     manifest, content = _read_manifest(folder)
     problems = []
-    present = set(_listed_files(folder))
-    for name, entry in manifest.files.items():
-        path = folder / name
-        if name not in present:
-            problems.append(f"{name} is missing")
-        elif path.stat().st_size != entry.size_bytes:
-            problems.append(f"{name} has {path.stat().st_size} bytes, not {entry.size_bytes}")
-        elif verify and hash_file(path) != entry.sha256:
-            problems.append(f"{name} has changed since it was sealed")
-    problems += [f"{name} is not in the manifest" for name in sorted(present - manifest.files.keys())]
+    try:
+        present = set(_listed_files(folder))
+        for name, entry in manifest.files.items():
+            path = folder / name
+            if name not in present:
+                problems.append(f"{name} is missing")
+            elif path.stat().st_size != entry.size_bytes:
+                problems.append(f"{name} has {path.stat().st_size} bytes, not {entry.size_bytes}")
+            elif verify and hash_file(path) != entry.sha256:
+                problems.append(f"{name} has changed since it was sealed")
+    except OSError as error:
+        raise ArtifactError(f"{error.filename or folder}: cannot be read: {error.strerror}; make it readable, or fetch it anew") from error
+    problems += [f"{ascii(name)[1:-1]} is not in the manifest" for name in sorted(present - manifest.files.keys())]
     if problems:
-        raise ArtifactError(f"{folder}: {'; '.join(problems)}; make the artifact again")
+        more = f"; and {len(problems) - PROBLEMS_SHOWN} more" if len(problems) > PROBLEMS_SHOWN else ""
+        raise ArtifactError(f"{folder}: {'; '.join(problems[:PROBLEMS_SHOWN])}{more}; make the artifact again")
     if manifest.kind.main_file not in manifest.files:
         raise ArtifactError(f"{folder}: a {manifest.kind} artifact without {manifest.kind.main_file}; make it again")
     return Artifact(manifest.kind, folder, hashlib.sha256(content).hexdigest(), manifest.weights)
@@ -247,10 +324,9 @@ def copy_companions(source: Path, out: Path, *, leave_out: Iterable[str] = ()) -
         out: the folder that a step is filling.
         leave_out: further relative paths to leave out.
     """
-    weight_files = {MANIFEST, *leave_out}
+    left_out = set(leave_out)
     for name in _listed_files(source):
-        is_weight = name.split("/")[0] in ("onnx", "openvino") or name.endswith((".safetensors", ".safetensors.index.json"))
-        if is_weight or name in weight_files:
+        if name.split("/")[0] in ("onnx", "openvino") or name.endswith(WEIGHT_SUFFIXES) or name in left_out:
             continue
         target = out / name
         target.parent.mkdir(parents=True, exist_ok=True)

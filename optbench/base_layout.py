@@ -198,6 +198,8 @@ def _settle_layout(folder: Path, wanted: Description, where: str) -> list[str]:
         _add_missing_layout(folder, wanted)
     try:
         found = describe(folder)
+    except BaseModelError as error:  # it names the staged copy, which is gone when the user reads of it
+        raise BaseModelError(str(error).replace(str(folder), where)) from error
     except (AttributeError, TypeError, ValueError) as error:  # a stranger's JSON may hold any type anywhere
         raise BaseModelError(f"{where}: its JSON files are not as transformers writes them ({error}); fetch the model anew") from error
     problems = _contradictions(folder, wanted, found)

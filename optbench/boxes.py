@@ -1,8 +1,97 @@
-"""Boxes."""
+"""Reference boxes: the machines that milliseconds hold for. One YAML file each in bench/boxes."""
 
-from typing import Any
+import re
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from optbench.errors import MachineError
+from optbench.machine import Isa, Machine
+
+__all__ = ["Box", "Limits", "load_boxes", "matching_box"]
+
+# In a wheel the files lie inside the package, in a checkout where DESIGN puts them.
+FOLDERS = (Path(__file__).parent / "boxes", Path(__file__).parent.parent / "bench" / "boxes")
 
 
-def matching_box(machine: object) -> Any:
-    """None yet."""
-    return None
+class Limits(BaseModel):
+    """A recipe's published latencies on a box, batch 1, in milliseconds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    baseline_ms: float = Field(gt=0)
+    latency_ms: float = Field(gt=0)
+
+
+class Box(BaseModel):
+    """A reference machine.
+
+    Attributes:
+        name: what recipes call it.
+        cpu: regular expression, found anywhere in the CPU's model name.
+        cores: physical cores, at least.
+        isa: its largest instruction set, in oneDNN's terms.
+        governor: the cpufreq governor that its figures were taken under; this and the next three are None where their
+            source does not say.
+        turbo: whether turbo was on.
+        memory_gb: installed memory.
+        system: operating system.
+        limits: by recipe.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
+    cpu: str = Field(min_length=1)
+    cores: int = Field(ge=1)
+    isa: Isa
+    governor: str | None = None
+    turbo: bool | None = None
+    memory_gb: float | None = Field(default=None, gt=0)
+    system: str | None = None
+    limits: dict[str, Limits] = {}
+
+    @field_validator("cpu")
+    @classmethod
+    def _compiles(cls, value: str) -> str:
+        try:
+            re.compile(value)
+        except re.error as error:
+            raise ValueError(f"not a regular expression: {error}") from error
+        return value
+
+    def matches(self, machine: Machine) -> bool:
+        """Whether a machine is this box: its CPU's name, its instruction set (a hypervisor may hide some), its cores."""
+        return re.search(self.cpu, machine.cpu) is not None and machine.isa == self.isa and machine.cores >= self.cores
+
+
+def load_boxes(folder: Path | None = None) -> tuple[Box, ...]:
+    """All boxes of a folder, by default those that optbench ships.
+
+    Raises:
+        MachineError: a file is broken, or the folder is missing; says which and where.
+    """
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    home = folder or next((each for each in FOLDERS if each.is_dir()), FOLDERS[0])
+    if not home.is_dir():
+        raise MachineError(f"{home}: no such folder; it holds the reference boxes: install optbench anew")
+    boxes: list[Box] = []
+    for path in sorted(home.glob("*.yaml")):
+        try:
+            box = Box.model_validate(YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8")))
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise MachineError(f"{path}: {'.'.join(map(str, first['loc'])) or 'top'}: {first['msg']}; correct it") from error
+        except (OSError, UnicodeDecodeError, YAMLError) as error:
+            raise MachineError(f"{path}: cannot be read as YAML: {error}; correct it") from error
+        if box.name != path.stem:
+            raise MachineError(f"{path}: name: {box.name} found, {path.stem} wanted, as the file is called; rename one of them")
+        boxes.append(box)
+    return tuple(boxes)
+
+
+def matching_box(machine: Machine) -> Box | None:
+    """The box that this machine is, if any."""
+    return next((box for box in load_boxes() if box.matches(machine)), None)

@@ -6,10 +6,13 @@ modules in order, `1_Pooling/config.json`, prompts in `config_sentence_transform
 """
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from optbench.errors import BaseModelError
 
@@ -23,6 +26,7 @@ __all__ = [
     "Prompts",
     "build_module",
     "describe",
+    "read_body",
     "read_json",
     "read_max_tokens",
     "read_named_prompts",
@@ -33,6 +37,28 @@ __all__ = [
 Pooling = Literal["mean", "cls"]
 # A config or modules file is some kilobytes; the bound keeps a hostile one out of memory.
 JSON_BYTES_MAX = 16 * 1024 * 1024
+ARCHITECTURES = MappingProxyType({"bert": "BertModel", "xlm-roberta": "XLMRobertaModel", "roberta": "RobertaModel", "mpnet": "MPNetModel"})
+# Keys of config.json that make transformers run code from the checkpoint, read weights elsewhere, or read them as something else.
+REFUSED_KEYS = MappingProxyType(
+    {
+        "auto_map": "asks to run code from the checkpoint, which optbench never does",
+        "transformers_weights": "names a weight file of its own; name the weights model.safetensors and remove the key",
+        "quantization_config": "says that the weights are quantized already; give the unquantized model",
+    }
+)
+BODY_KEYS = MappingProxyType(
+    {
+        "layers": "num_hidden_layers",
+        "hidden": "hidden_size",
+        "heads": "num_attention_heads",
+        "feed_forward": "intermediate_size",
+        "vocabulary": "vocab_size",
+        "positions": "max_position_embeddings",
+    }
+)
+OPTIONAL_BODY_KEYS = MappingProxyType(
+    {"type_vocabulary": "type_vocab_size", "layer_norm_epsilon": "layer_norm_eps", "pad_id": "pad_token_id"}
+)
 
 
 class Body(BaseModel):
@@ -93,7 +119,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise BaseModelError(f"{path}: {error.strerror}; a checkpoint folder holds it: fetch the model anew") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BaseModelError(f"{path}: not JSON ({error}); the file may be truncated: fetch the model anew") from error
 
 
@@ -108,32 +134,30 @@ def read_body(folder: Path) -> Body:
     """The transformer's shape, from `config.json`.
 
     Raises:
-        BaseModelError: an architecture that optbench does not export, or a key that is missing.
+        BaseModelError: an architecture that optbench does not export, a key that is missing, broken, or refused.
     """
-    config = _read_object(folder / "config.json")
-    known = {"bert": "BertModel", "xlm-roberta": "XLMRobertaModel", "roberta": "RobertaModel", "mpnet": "MPNetModel"}
+    path = folder / "config.json"
+    config = _read_object(path)
     model_type = config.get("model_type")
-    if model_type not in known:
-        raise BaseModelError(f"{folder / 'config.json'}: model_type {model_type!r}; optbench knows {', '.join(known)}")
-    if "auto_map" in config:
-        raise BaseModelError(f"{folder / 'config.json'}: auto_map asks to run code from the checkpoint, which optbench never does")
+    if not isinstance(model_type, str) or model_type not in ARCHITECTURES:
+        raise BaseModelError(f"{path}: model_type {model_type!r}; optbench knows {', '.join(ARCHITECTURES)}")
+    for key, reason in REFUSED_KEYS.items():
+        if config.get(key) is not None:
+            raise BaseModelError(f"{path}: {key} {reason}")
+    missing = [key for key in BODY_KEYS.values() if key not in config]
+    if missing:
+        raise BaseModelError(f"{path}: lacks {', '.join(missing)}; the file is not a whole config: fetch the model anew")
+    values = {name: config[key] for name, key in BODY_KEYS.items()}
+    values |= {name: config[key] for name, key in OPTIONAL_BODY_KEYS.items() if key in config}
+    # transformers' own defaults for what a config may leave out.
+    values.setdefault("type_vocabulary", 1 if model_type == "mpnet" else 2)
+    values.setdefault("pad_id", 0 if model_type == "bert" else 1)
     try:
-        return Body(
-            architecture=known[model_type],
-            layers=config["num_hidden_layers"],
-            hidden=config["hidden_size"],
-            heads=config["num_attention_heads"],
-            feed_forward=config["intermediate_size"],
-            vocabulary=config["vocab_size"],
-            positions=config["max_position_embeddings"],
-            type_vocabulary=config.get("type_vocab_size", 1),
-            layer_norm_epsilon=config.get("layer_norm_eps", 1e-12),
-            pad_id=config.get("pad_token_id", 0 if model_type == "bert" else 1),
-        )
-    except KeyError as error:
-        raise BaseModelError(f"{folder / 'config.json'}: lacks {error.args[0]}; the file is not a whole config") from error
-    except ValueError as error:
-        raise BaseModelError(f"{folder / 'config.json'}: {error}") from error
+        return Body.model_validate({"architecture": ARCHITECTURES[model_type], **values}, strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = {**BODY_KEYS, **OPTIONAL_BODY_KEYS}[str(first["loc"][0])]
+        raise BaseModelError(f"{path}: {key} is {first['input']!r}: {first['msg']}; fetch the model anew") from error
 
 
 def read_named_prompts(folder: Path) -> dict[str, str]:
@@ -157,13 +181,26 @@ def read_prompts(folder: Path) -> Prompts:
 
 
 def read_max_tokens(folder: Path) -> int:
-    """The longest input in tokens: `sentence_bert_config.json`, else what the position table holds."""
+    """The longest input in tokens: `sentence_bert_config.json`, else what the position table holds.
+
+    Raises:
+        BaseModelError: not a length, or a position table with no room for a token.
+    """
     body = read_body(folder)
     # RoBERTa-like models spend the first pad_id + 1 rows of the position table on padding.
-    offset = 0 if body.architecture == "BertModel" else body.pad_id + 1
+    room = body.positions - (0 if body.architecture == "BertModel" else body.pad_id + 1)
+    if room < 1:
+        raise BaseModelError(
+            f"{folder / 'config.json'}: max_position_embeddings {body.positions} leaves no position beside pad_token_id {body.pad_id}; "
+            "fetch the model anew"
+        )
     path = folder / "sentence_bert_config.json"
     length = _read_object(path).get("max_seq_length") if path.is_file() else None
-    return min(length or body.positions - offset, body.positions - offset)
+    if length is None:
+        return room
+    if not isinstance(length, int) or length < 1:
+        raise BaseModelError(f"{path}: max_seq_length is {length!r}; a number of tokens is wanted: correct the file")
+    return min(length, room)
 
 
 def describe(folder: Path) -> Description:
@@ -173,38 +210,48 @@ def describe(folder: Path) -> Description:
         BaseModelError: a file is missing or broken, the pooling is not one optbench exports, or modules.json names a
             module (a dense head, say) that the exported graph would silently leave out.
     """
-    modules_path = folder / "modules.json"
-    if not modules_path.is_file():
+    path = folder / "modules.json"
+    if not path.is_file():
         raise BaseModelError(
-            f"{modules_path}: missing, so pooling and normalization are unknown; save the model with sentence-transformers, or add it"
+            f"{path}: missing, so pooling and normalization are unknown; save the model with sentence-transformers, or add it"
         )
-    pooling: Pooling | None = None
-    normalize = False
-    modules = read_json(modules_path)
+    modules = read_json(path)
     if not isinstance(modules, list) or not all(isinstance(module, dict) for module in modules):
-        raise BaseModelError(f"{modules_path}: a list of modules is wanted; fetch the model anew")
+        raise BaseModelError(f"{path}: a list of modules is wanted; fetch the model anew")
+    kinds = []
     for module in modules:
-        kind = str(module.get("type", "")).rsplit(".", 1)[-1]
-        if kind == "Transformer":
-            continue
-        if kind == "Pooling":
-            pooling = _read_pooling(folder, str(module.get("path", "1_Pooling")))
-        elif kind == "Normalize":
-            normalize = True
-        else:
-            raise BaseModelError(f"{modules_path}: module {kind!r} cannot be exported; optbench knows Transformer, Pooling and Normalize")
-    if pooling is None:
-        raise BaseModelError(f"{modules_path}: names no Pooling module; add one: mean or cls")
+        package, _, kind = str(module.get("type", "")).rpartition(".")
+        if package.split(".")[0] != "sentence_transformers" or kind not in ("Transformer", "Pooling", "Normalize"):
+            raise BaseModelError(
+                f"{path}: module {module.get('type')!r} cannot be exported; optbench knows Transformer, Pooling and Normalize of "
+                "sentence-transformers"
+            )
+        kinds.append(kind)
+    if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
+        raise BaseModelError(
+            f"{path}: modules {', '.join(kinds) or 'none'}; wanted are Transformer, Pooling and perhaps Normalize, once each"
+        )
+    if modules[0].get("path", "") not in ("", "."):
+        raise BaseModelError(
+            f"{path}: the transformer lies in {modules[0]['path']!r}; move its files to the top and set its path to an empty string"
+        )
     return Description(
-        body=read_body(folder), pooling=pooling, normalize=normalize, prompts=read_prompts(folder), max_tokens=read_max_tokens(folder)
+        body=read_body(folder),
+        pooling=_read_pooling(folder, str(modules[1].get("path", "1_Pooling"))),
+        normalize="Normalize" in kinds,
+        prompts=read_prompts(folder),
+        max_tokens=read_max_tokens(folder),
     )
 
 
 def _read_pooling(folder: Path, name: str) -> Pooling:
-    path = (folder / name / "config.json").resolve()
-    if not path.is_relative_to(folder.resolve()):
+    # Compared as it is written: the folder's own files may be links, into a hub cache for one.
+    if not name.isprintable() or Path(name).is_absolute() or ".." in Path(name).parts:
         raise BaseModelError(f"{folder / 'modules.json'}: the pooling path {name!r} points outside the folder; do not use this checkpoint")
+    path = folder / name / "config.json"
     config = _read_object(path)
+    if config.get("include_prompt") is False and read_named_prompts(folder):
+        raise BaseModelError(f"{path}: include_prompt is false: pooling that leaves out the prompt's tokens is not exported by optbench")
     modes = [key for key, value in config.items() if key.startswith("pooling_mode_") and value is True]
     if isinstance(config.get("pooling_mode"), str):
         modes = ["pooling_mode_" + {"cls": "cls_token", "mean": "mean_tokens"}.get(config["pooling_mode"], config["pooling_mode"])]
@@ -257,21 +304,22 @@ def build_module(folder: Path) -> "torch.nn.Module":
     from transformers import AutoModel
 
     description = describe(folder)
-    if not any(folder.glob("*.safetensors")):
+    if not (folder / "model.safetensors").is_file():
         pickles = ", ".join(sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern)))
-        found = f"only {pickles}, which is a pickle and can run code" if pickles else "no weights"
+        found = f"only {pickles}, which is a pickle and can run code" if pickles else "no model.safetensors"
         raise BaseModelError(f"{folder}: {found}; optbench reads safetensors: convert it with transformers' save_pretrained")
     try:
-        body, loading = AutoModel.from_pretrained(
-            folder,
-            attn_implementation="eager",
-            dtype=torch.float32,
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        with _quiet_transformers():
+            body, loading = AutoModel.from_pretrained(
+                folder,
+                attn_implementation="eager",
+                dtype=torch.float32,
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         raise BaseModelError(f"{folder}: its weights cannot be loaded: {error}; fetch the model anew") from error
     # transformers fills what is missing with random numbers and only warns.
     missing = sorted(name for name in loading["missing_keys"] if not name.startswith("pooler."))
@@ -298,3 +346,20 @@ def build_module(folder: Path) -> "torch.nn.Module":
     if hasattr(body, "pooler"):
         body.pooler = None
     return SentenceEmbedder().eval()
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Keep its progress bar and its table of missing weights off stderr: what is missing is an error here."""
+    from transformers.utils import logging
+
+    def without_bar(factory: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        return factory(*args, **{**options, "disable": True})
+
+    hook, verbosity = logging.set_tqdm_hook(without_bar), logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_tqdm_hook(hook)
+        logging.set_verbosity(verbosity)

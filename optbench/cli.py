@@ -6,15 +6,13 @@ Tables go to stdout, progress to stderr; with --json stdout holds one JSON docum
 
 import json
 import logging
-import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import click
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
@@ -35,7 +33,6 @@ __all__ = ["main"]
 # The form of every --json document; raised when a key changes its meaning or goes.
 JSON_SCHEMA_VERSION = 1
 ERROR_STATUS = 2
-INTERRUPTED_STATUS = 130
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -90,8 +87,12 @@ class _Watch:
 def _watching() -> Iterator[_Watch]:
     console = Console(stderr=True)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(20), TextColumn("{task.fields[message]}"), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        yield _Watch(progress, console)
+    try:
+        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+            yield _Watch(progress, console)
+    except KeyboardInterrupt:
+        console.print("stopped; what had finished is kept, and the next run goes on from there", markup=False, highlight=False)
+        raise
 
 
 def _print_json(command: str, **document: Any) -> None:
@@ -133,7 +134,7 @@ def _options(
 
 
 @app.command()
-def check(recipes: Annotated[list[Path], typer.Argument(metavar="RECIPE...", help="Recipe files.")], as_json: Json = False) -> int:
+def check(recipes: Annotated[list[Path], typer.Argument(metavar="RECIPE...", help="Recipe files.")], as_json: Json = False) -> None:
     """Check recipes: every problem with file, line, key and cure. Loads nothing heavy."""
     from optbench.recipe import load_recipe
 
@@ -152,7 +153,8 @@ def check(recipes: Annotated[list[Path], typer.Argument(metavar="RECIPE...", hel
             Console(stderr=True).print("\n".join(result["problems"]), markup=False, highlight=False, soft_wrap=True)
         else:
             Console().print(f"{result['path']}: ok, {result['steps']} steps", markup=False, highlight=False)
-    return ERROR_STATUS if any(result["problems"] for result in results) else 0
+    if any(result["problems"] for result in results):
+        raise typer.Exit(ERROR_STATUS)
 
 
 @app.command()
@@ -208,7 +210,7 @@ def apply(
     output: Output = Path("exported"),
     cache: CacheFolder = None,
     as_json: Json = False,
-) -> int:
+) -> None:
     """Run a recipe: steps, measurements, verdict, and the artifact with its evidence under exported/."""
     from optbench import runner
     from optbench.recipe import load_recipe
@@ -218,7 +220,7 @@ def apply(
     options = _options(cache, output, weights, base, task, isa, from_step)
     if dry_run:
         _show_plan("apply", runner.plan(loaded, options).model_dump(mode="json"), as_json)
-        return 0
+        return
     with _watching() as watch:
         applied = runner.apply(loaded, options, watch)
     record, verdict = applied.record, applied.verdict
@@ -229,7 +231,7 @@ def apply(
         _print_tables([tradeoff_table(record), latency_table(record), serving_table(record), verdict_table(verdict)])
         _print_warnings(record.warnings)
         Console().print(f"{applied.folder}: {verdict.outcome}", markup=False, highlight=False, soft_wrap=True)
-    return verdict.exit_status
+    raise typer.Exit(verdict.exit_status)
 
 
 def _print_warnings(warnings: Sequence[str]) -> None:
@@ -340,24 +342,8 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 def main() -> None:
     """Run the command line and exit with its status."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=Console(stderr=True), show_path=False)])
-    sys.exit(_guarded(lambda: app(standalone_mode=False)))
-
-
-def _guarded(run: Callable[[], Any]) -> int:
-    """Run, and turn what the user should read into one message and an exit status."""
-    console = Console(stderr=True)
     try:
-        status = run()
+        app()
     except OptbenchError as error:
-        console.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
-        return ERROR_STATUS
-    except click.ClickException as error:
-        error.show()
-        return ERROR_STATUS
-    except (click.Abort, KeyboardInterrupt):
-        console.print("stopped; what had finished is kept, and the next run goes on from there", markup=False, highlight=False)
-        return INTERRUPTED_STATUS
-    except BrokenPipeError:  # `optbench report | head`: the reader has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    return status if isinstance(status, int) else 0
+        Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(ERROR_STATUS)

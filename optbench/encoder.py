@@ -22,7 +22,7 @@ from optbench.engines import Engine, default_engine
 from optbench.errors import ArtifactError, BaseModelError, EngineError
 from optbench.tokenizer import encode_batch, load_tokenizer
 
-__all__ = ["ENGINE_FILE", "Encoder", "load"]
+__all__ = ["ENGINE_FILE", "Encoder", "choose_engine", "load"]
 
 ENGINE_FILE = "engine.json"
 """The options that an artifact was measured with, beside its weights: an `Engine` as JSON."""
@@ -50,10 +50,11 @@ def load(
         EngineError: no such engine or option, or the engine refuses the artifact.
     """
     artifact = open_artifact(Path(path), verify=verify)
-    return Encoder(artifact, _choose_engine(artifact, engine, options), dimension=dimension)
+    return Encoder(artifact, choose_engine(artifact, engine, options), dimension=dimension)
 
 
-def _choose_engine(artifact: Artifact, engine: Engine | str | None, options: Mapping[str, Any]) -> Engine:
+def choose_engine(artifact: Artifact, engine: Engine | str | None, options: Mapping[str, Any]) -> Engine:
+    """The engine that `load` opens an artifact with; same arguments and errors."""
     where = f"engine {engine}" if isinstance(engine, str) else "engine options"
     document: Any
     if isinstance(engine, str):

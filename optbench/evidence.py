@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import optbench
-from optbench.artifact import Artifact
+from optbench.artifact import Artifact, Weights
 from optbench.engines import Engine, OnnxRuntime, OpenVino, Torch
 from optbench.errors import EngineError, StepError
 from optbench.machine import Isa, read_machine, usable_threads
@@ -19,7 +19,7 @@ from optbench.measure.encoding import TextEncoder
 from optbench.measure.environment import check_environment
 from optbench.measure.fidelity import Fidelity, measure_fidelity
 from optbench.measure.latency import Cell, ServingTimes, Timing, measure_latency, measure_serving
-from optbench.measure.statistics import noise_warnings
+from optbench.measure.statistics import noise_doubts
 from optbench.plan import Cache, library_versions
 from optbench.recipe import Recipe
 from optbench.record import Point, Record
@@ -31,6 +31,7 @@ __all__ = ["Numbers", "NumbersGauge", "baseline_cells", "make_record", "time_ser
 logger = logging.getLogger(__name__)
 
 SERVING_TEXTS = 100
+RANDOM_TEXTS = 32
 RECORDED_LIBRARIES = ("torch", "transformers", "onnx", "onnxruntime", "openvino", "nncf", "tokenizers", "numpy")
 
 
@@ -52,19 +53,21 @@ class Numbers:
 class NumbersGauge:
     """Measures stage after stage against the one before and against the base, on the recipe's own texts."""
 
-    def __init__(self, recipe: Recipe, tasks: Sequence[Task], cache: Cache, isa: Isa | None, listener: Listener) -> None:
+    def __init__(self, recipe: Recipe, tasks: Sequence[Task], cache: Cache, weights: Weights, isa: Isa | None, listener: Listener) -> None:
         """Loads the tasks.
 
         Args:
             recipe: for the engines and the floors.
             tasks: what accuracy is measured on.
             cache: keeps embeddings.
+            weights: real or random.
             isa: run as a CPU with this instruction set would.
             listener: is told.
         """
         self.warnings: list[str] = []
         self.data: list[RetrievalData | PairData] = [task.load() for task in tasks]
-        self.queries, self.documents = _sample_texts(self.data, recipe.fidelity.texts)
+        # With random weights fidelity only says that the graph still computes the same function; few texts say that.
+        self.queries, self.documents = _sample_texts(self.data, RANDOM_TEXTS if weights == "random" else recipe.fidelity.texts)
         self._recipe, self._cache, self._isa, self._listener = recipe, cache, isa, listener
         self._base: NDArray[np.float32] | None = None
         self._before: NDArray[np.float32] | None = None
@@ -178,17 +181,17 @@ def time_stages(
 
 
 def timing_warnings(timings: Sequence[Timing]) -> list[str]:
-    """What makes figures of these timings doubtful, in words."""
-    unstable = [
-        f"{timing.label} at {length} tokens: warm-up ended without the runs agreeing" for timing in timings for length in timing.unstable
-    ]
-    noise = [
-        warning
-        for timing in timings
-        for length, blocks in timing.samples_ns.items()
-        for warning in noise_warnings(f"{timing.label} at {length} tokens", blocks)
-    ]
-    return unstable + noise
+    """What makes figures of these timings doubtful, in words, one line a model and kind of doubt."""
+    warnings = []
+    for timing in timings:
+        doubts: dict[str, list[int]] = {}
+        for length, blocks in timing.samples_ns.items():
+            for doubt in noise_doubts(blocks):
+                doubts.setdefault(doubt, []).append(length)
+        for length in timing.unstable:
+            doubts.setdefault("warm-up ended without the runs agreeing", []).append(length)
+        warnings += [f"{timing.label} at {', '.join(map(str, lengths))} tokens: {doubt}" for doubt, lengths in doubts.items()]
+    return warnings
 
 
 def time_serving(stage: Stage, recipe: Recipe, gauge: NumbersGauge, isa: Isa | None, listener: Listener) -> ServingTimes | None:

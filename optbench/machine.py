@@ -4,6 +4,7 @@ Nothing here is timed; measured bandwidth and GEMM peaks are in `tune/floor.py`.
 """
 
 import hashlib
+import json
 import math
 import os
 import platform
@@ -64,38 +65,66 @@ class Machine(BaseModel):
         return bool({"avx512_bf16", "amx_bf16"} & set(self.flags))
 
     @property
+    def has_amx(self) -> bool:
+        """Whether the CPU has int8 matrix tiles."""
+        return "amx_int8" in self.flags
+
+    @property
     def fingerprint(self) -> str:
-        """A short hash; records with different fingerprints are not compared in milliseconds."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
+        """A short hash; records with different fingerprints are not compared in milliseconds.
+
+        What changes from one boot or kernel to the next without changing the machine is left out: the kernel's release, the
+        flags beyond the instruction set, and memory below a GiB.
+        """
+        same = [
+            self.cpu,
+            self.architecture,
+            self.isa,
+            self.cores,
+            self.usable_threads,
+            self.cpu_quota,
+            round(self.memory_bytes / 2**30),
+            self.system.split(" ")[0],
+        ]
+        return hashlib.sha256(json.dumps(same).encode()).hexdigest()[:16]
 
 
 def cpu_quota(root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> float | None:
-    """CPUs that the cgroup allows, cgroup v2 then v1, the smallest along the path; None where there is no limit."""
-    quotas = []
+    """CPUs that the cgroup allows, v2, v1 or both at once, the smallest along the path; None where there is no limit."""
     try:
-        relative = next((line.split("::", 1)[1] for line in membership.read_text().splitlines() if line.startswith("0::")), "/")
+        lines = [line.split(":", 2) for line in membership.read_text().splitlines()]
     except OSError:
-        relative = "/"
-    folder = root / relative.strip("/")
-    for candidate in [folder, *folder.parents]:
-        if candidate.is_relative_to(root):
-            quotas += _read_quota(candidate)
-    v1 = root / "cpu"
-    try:
-        quota, period = (int((v1 / name).read_text()) for name in ("cpu.cfs_quota_us", "cpu.cfs_period_us"))
-        if quota > 0:
-            quotas.append(quota / period)
-    except (OSError, ValueError):
-        pass
+        lines = []
+    quotas: list[float] = []
+    for mount, controller, read in (
+        (root, "", _read_v2_quota),
+        (root / "unified", "", _read_v2_quota),
+        (root / "cpu", "cpu", _read_v1_quota),
+        (root / "cpu,cpuacct", "cpu", _read_v1_quota),
+    ):
+        # A container may see its own group as the root and yet be told its path on the host: folders that are not there are skipped.
+        paths = [line[2] for line in lines if len(line) == 3 and controller in line[1].split(",")]
+        for path in paths or ["/"]:
+            parts = [part for part in path.split("/") if part not in ("", "..")]
+            folders = [mount.joinpath(*parts[:depth]) for depth in range(len(parts) + 1)]
+            quotas += [quota for folder in folders if (quota := read(folder)) is not None]
     return min(quotas, default=None)
 
 
-def _read_quota(folder: Path) -> list[float]:
+def _read_v2_quota(folder: Path) -> float | None:
     try:
         quota, period = (folder / "cpu.max").read_text().split()
-        return [] if quota == "max" else [int(quota) / int(period)]
-    except (OSError, ValueError):
-        return []
+        return None if quota == "max" else int(quota) / int(period)
+    except (OSError, ValueError, ZeroDivisionError):
+        return None
+
+
+def _read_v1_quota(folder: Path) -> float | None:
+    try:
+        quota, period = (int((folder / name).read_text()) for name in ("cpu.cfs_quota_us", "cpu.cfs_period_us"))
+        return quota / period if quota > 0 else None
+    except (OSError, ValueError, ZeroDivisionError):
+        return None
 
 
 def usable_threads() -> int:
@@ -108,23 +137,15 @@ def usable_threads() -> int:
 @cache
 def read_machine() -> Machine:
     """This machine, read once a process."""
-    name = platform.processor() or "unknown"
-    flags: tuple[str, ...] = ()
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            key, _, value = (part.strip() for part in line.partition(":"))
-            if key == "model name":
-                name = value
-            elif key in ("flags", "Features"):
-                flags = tuple(sorted(value.split()))
-                break
+        name, flags = parse_cpuinfo(Path("/proc/cpuinfo").read_text())
     except OSError:
-        pass  # not Linux: no flags, so the smallest instruction set is assumed
+        name, flags = parse_cpuinfo("")  # not Linux: no flags, so the smallest instruction set is assumed
     return Machine(
-        cpu=name,
+        cpu=name or platform.processor() or "unknown",
         architecture=platform.machine(),
         flags=flags,
-        cores=psutil.cpu_count(logical=False) or 1,
+        cores=psutil.cpu_count(logical=False) or psutil.cpu_count() or 1,
         usable_threads=usable_threads(),
         cpu_quota=cpu_quota(),
         memory_bytes=psutil.virtual_memory().total,
@@ -132,8 +153,27 @@ def read_machine() -> Machine:
     )
 
 
+def parse_cpuinfo(text: str) -> tuple[str, tuple[str, ...]]:
+    """The model name and the sorted flags of the first CPU in `/proc/cpuinfo`; empty where it does not say."""
+    name = ""
+    flags: tuple[str, ...] = ()
+    for line in text.splitlines():
+        key, _, value = (part.strip() for part in line.partition(":"))
+        if key == "model name":
+            name = name or value
+        elif key in ("flags", "Features"):
+            flags = tuple(sorted(value.split()))
+            break
+    return name, flags
+
+
 def free_disk(folder: Path, wanted_bytes: int, purpose: str) -> None:
     """Make sure that there is room before anything is written.
+
+    Args:
+        folder: where it will be written; it need not exist yet.
+        wanted_bytes: how much.
+        purpose: what needs it, for the message.
 
     Raises:
         MachineError: says how much is free and how much is wanted.

@@ -223,12 +223,15 @@ def _plain(node: Any, key: Key, lines: dict[Key, int]) -> Any:
     if len(lines) > NODES_MAX:
         raise ValueError(f"has more than {NODES_MAX} entries, which no recipe has; aliases may be multiplying them")
     if isinstance(node, dict):
+        marks = getattr(node, "lc", None)
         for name in node:
-            lines[(*key, str(name))] = node.lc.key(name)[0] + 1 if name in getattr(node.lc, "data", None) or {} else lines[key]
+            # A key merged in with << has no place of its own.
+            lines[*key, str(name)] = marks.key(name)[0] + 1 if marks is not None and name in (marks.data or {}) else lines[key]
         return {str(name): _plain(value, (*key, str(name)), lines) for name, value in node.items()}
     if isinstance(node, list):
+        marks = getattr(node, "lc", None)
         for index in range(len(node)):
-            lines[(*key, index)] = node.lc.item(index)[0] + 1
+            lines[*key, index] = marks.item(index)[0] + 1 if marks is not None else lines[key]
         return [_plain(value, (*key, index), lines) for index, value in enumerate(node)]
     # ruamel keeps how a scalar was written in a subclass; strict models want the plain type.
     for plain in (bool, int, float, str):
@@ -277,8 +280,7 @@ def _locate(location: tuple[int | str, ...], data: Any) -> tuple[Key, type[BaseM
     annotation: Any = Recipe
     for position, part in enumerate(location):
         models = {_tag_of(model): model for model in _models(annotation)}
-        is_tag = isinstance(data, dict) and part in models and part not in data and position < len(location)
-        if is_tag and len(models) > 1:
+        if isinstance(part, str) and isinstance(data, dict) and part in models and part not in data and len(models) > 1:
             annotation = models[part]
             continue
         key.append(part)

@@ -1,5 +1,6 @@
 """The runner: brings a recipe's artifact and its evidence into being, and loses at most the running step when stopped."""
 
+import contextlib
 import os
 import shutil
 import tempfile
@@ -10,7 +11,9 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from optbench.artifact import Artifact, Weights, seal
+from optbench.artifact import Artifact, Kind, Weights, seal
+from optbench.base_model import read_origin
+from optbench.encoder import ENGINE_FILE
 from optbench.errors import MachineError
 from optbench.evidence import NumbersGauge, baseline_cells, make_record, time_serving, time_stages
 from optbench.machine import Isa, free_disk, read_machine
@@ -24,8 +27,6 @@ from optbench.tasks import Task
 from optbench.verdict import Verdict, judge
 
 __all__ = ["Applied", "Options", "apply", "plan"]
-
-ENGINE_FILE = "engine.json"
 
 
 class Silent:
@@ -123,7 +124,7 @@ def _apply_locked(recipe: Recipe, options: Options, listener: Listener) -> Appli
     free_disk(cache.root, plan(recipe, options).missing_bytes, f"recipe {recipe.name}")
     calibration = calibration_texts(recipe)
     forced = start_index(recipe, options.from_step)
-    gauge = NumbersGauge(recipe, (*recipe.tasks, *options.tasks), cache, options.isa, listener)
+    gauge = NumbersGauge(recipe, (*recipe.tasks, *options.tasks), cache, options.weights, options.isa, listener)
 
     base = make_base(recipe, cache, options.weights, options.base, listener)
     stages = [base]
@@ -142,7 +143,8 @@ def _apply_locked(recipe: Recipe, options: Options, listener: Listener) -> Appli
     timed = time_stages(recipe, stages, baselines, options.isa, listener)
     serving = time_serving(stages[-1], recipe, gauge, options.isa, listener)
     source = options.base or ("random" if options.weights == "random" else recipe.base.source)
-    record = make_record(recipe, source, stages, numbers, timed, baselines, serving, options.isa, gauge.warnings)
+    warnings = [*read_origin(base.artifact.path).warnings, *gauge.warnings]
+    record = make_record(recipe, source, stages, numbers, timed, baselines, serving, options.isa, warnings)
     verdict = judge(record)
     listener.begin("export")
     folder = export_artifact(stages[-1].artifact, record, verdict, options.output)
@@ -153,7 +155,7 @@ def _apply_locked(recipe: Recipe, options: Options, listener: Listener) -> Appli
 def export_artifact(artifact: Artifact, record: Record, verdict: Verdict, output: Path) -> Path:
     """Write `output/<recipe>`: the artifact, its engine settings, all records and the card, sealed, in one rename.
 
-    Weights are hard links into the cache where the file system allows, so that exporting 2 GB takes no time and no space.
+    Weights are hard links into the cache where that is possible, so that exporting takes no time and no space.
     Records of earlier runs are carried over.
     """
     folder = output / record.recipe.name
@@ -164,7 +166,7 @@ def export_artifact(artifact: Artifact, record: Record, verdict: Verdict, output
             for name in artifact.manifest.files:
                 target = staging / name
                 target.parent.mkdir(parents=True, exist_ok=True)
-                _link_or_copy(artifact.path / name, target)
+                _link_or_copy(artifact.path / name, target, artifact.kind)
             engine = record.recipe.engine_for(artifact.kind)
             (staging / ENGINE_FILE).write_text(engine.model_dump_json(indent=1) + "\n", encoding="utf-8")
             earlier = folder / "records"
@@ -178,8 +180,10 @@ def export_artifact(artifact: Artifact, record: Record, verdict: Verdict, output
     return folder
 
 
-def _link_or_copy(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # another file system, or one without links
-        shutil.copyfile(source, target)
+def _link_or_copy(source: Path, target: Path, kind: Kind) -> None:
+    """Hard-link where that is possible and safe: onnx refuses to read a data file that has a second name."""
+    if kind is not Kind.ONNX:
+        with contextlib.suppress(OSError):  # another file system, or one without links
+            os.link(source, target)
+            return
+    shutil.copyfile(source, target)

@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -100,7 +100,7 @@ def _staging(cache: Cache) -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix=f"{os.getpid()}-", dir=cache.staging, ignore_cleanup_errors=True)
 
 
-def serve_base(payload: dict[str, Any], progress: Callable[[str, float | None], None]) -> Iterator[Any]:
+def serve_base(payload: dict[str, Any], progress: Callable[[str, float | None], None]) -> Generator[Any, dict[str, Any], None]:
     """The child's side of `make_base`."""
     yield
     start = time.perf_counter()
@@ -128,7 +128,7 @@ def make_base(recipe: Recipe, cache: Cache, weights: Weights, override: str | No
     return Stage("base", None, artifact, made, cached=False)
 
 
-def serve_step(payload: dict[str, Any], progress: Callable[[str, float | None], None]) -> Iterator[Any]:
+def serve_step(payload: dict[str, Any], progress: Callable[[str, float | None], None]) -> Generator[Any, dict[str, Any], None]:
     """The child's side of `make_stage`: one step, then the process ends and all its memory with it."""
     yield
     step: Step = TypeAdapter(Step).validate_python(payload["step"])

@@ -21,6 +21,7 @@ def load_tokenizer(folder: Path) -> "Tokenizer":
 
     Raises:
         ArtifactError: tokenizer.json is missing or broken.
+        BaseModelError: config.json, which says how to pad, is missing or broken.
     """
     from tokenizers import Tokenizer
 
@@ -41,9 +42,10 @@ def encode_batch(tokenizer: "Tokenizer", texts: Sequence[str]) -> tuple[NDArray[
     """Tokenize a batch.
 
     Returns:
-        input_ids and attention_mask, each (len(texts), longest row) int64.
+        input_ids and attention_mask, each (len(texts), longest row) int64; (0, 0) for no texts.
     """
     rows = tokenizer.encode_batch_fast(list(texts))
-    ids = np.array([row.ids for row in rows], dtype=np.int64)
-    mask = np.array([row.attention_mask for row in rows], dtype=np.int64)
+    shape = (len(rows), len(rows[0].ids) if rows else 0)
+    ids = np.array([row.ids for row in rows], dtype=np.int64).reshape(shape)
+    mask = np.array([row.attention_mask for row in rows], dtype=np.int64).reshape(shape)
     return ids, mask

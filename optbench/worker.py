@@ -2,7 +2,8 @@
 
 Timed work needs a process nobody else has warmed or filled, a step's peak memory can only be read off a process of its
 own, and memory that a library leaks goes back when that process ends. The parent blocks on a pipe and never spins.
-The child dies with its parent (Linux: PR_SET_PDEATHSIG), so a `kill -9` leaves nothing running.
+The child dies with its parent (Linux: PR_SET_PDEATHSIG), so a `kill -9` leaves nothing running. Linux counts the parent's
+thread: a worker belongs to the thread that started it, and that thread must outlive it.
 """
 
 import contextlib
@@ -16,7 +17,8 @@ import subprocess
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, TextIO
 
 from optbench import errors
@@ -26,11 +28,21 @@ __all__ = ["Worker", "peak_rss_bytes"]
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 STDERR_TAIL_BYTES = 4000
+# Where this optbench lies comes last, so that nothing beside it hides a module of the standard library.
+START = "import sys; sys.path.append(sys.argv[1]); from optbench.worker import main; main()"
 
 
 def peak_rss_bytes() -> int:
     """The largest resident set this process has had, in bytes (file-backed pages included)."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    # getrusage carries the peak of the process that started this one over fork and exec; VmHWM begins anew.
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass  # not Linux
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 class Worker:
@@ -49,26 +61,41 @@ class Worker:
             environment: variables set for the child only (`ONEDNN_MAX_CPU_ISA`, say).
         """
         self.target = target
+        home = Path(__file__).parent.parent
+        first = json.dumps({"target": target, "payload": payload})
         request_read, request_write = os.pipe()
         reply_read, reply_write = os.pipe()
-        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  # closed in close()
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "optbench.worker", str(request_read), str(reply_write), str(os.getpid())],
-            stdin=subprocess.DEVNULL,
-            stdout=self._stderr,  # what a library prints must not reach optbench's stdout
-            stderr=self._stderr,
-            pass_fds=(request_read, reply_write),
-            env={**os.environ, **(environment or {})},
-        )
-        os.close(request_read)
-        os.close(reply_write)
         self._requests = os.fdopen(request_write, "w", encoding="utf-8")
         self._replies = os.fdopen(reply_read, encoding="utf-8")
-        self._send({"target": target, "payload": payload})
-
-    def _send(self, message: Mapping[str, Any]) -> None:
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  # closed in close()
         try:
-            self._requests.write(json.dumps(message) + "\n")
+            self._process = subprocess.Popen(
+                # -P: a folder that happens to be current, a stranger's model say, is not searched for modules.
+                [sys.executable, "-P", "-c", START, *map(str, (home, request_read, reply_write, os.getpid()))],
+                stdin=subprocess.DEVNULL,
+                stdout=self._stderr,  # what a library prints must not reach optbench's stdout
+                stderr=self._stderr,
+                pass_fds=(request_read, reply_write),
+                env={**os.environ, **(environment or {})},
+            )
+        except OSError as error:
+            for file in (self._requests, self._replies, self._stderr):
+                file.close()
+            raise MachineError(
+                f"a process for {target} cannot be started: {error.strerror}; close other programs, then run again"
+            ) from error
+        finally:
+            os.close(request_read)
+            os.close(reply_write)
+        try:
+            self._send(first)
+        except BaseException:
+            self.close()
+            raise
+
+    def _send(self, line: str) -> None:
+        try:
+            self._requests.write(line + "\n")
             self._requests.flush()
         except BrokenPipeError:
             raise self._death() from None
@@ -76,12 +103,16 @@ class Worker:
     def request(self, message: Mapping[str, Any], on_progress: Callable[[str, float | None], None] | None = None) -> Any:
         """Send one request and block until its answer.
 
+        After an error from the child the next request begins the function anew.
+
         Raises:
             OptbenchError: of the class and with the words that the child raised.
             MachineError: the child was killed; says by which signal and what that usually means.
         """
-        self._send(message)
+        self._send(json.dumps(message))
         for line in self._replies:
+            if not line.endswith("\n"):
+                break  # it was killed in the middle of its answer
             reply = json.loads(line)
             if "progress" in reply:
                 if on_progress is not None:
@@ -102,8 +133,11 @@ class Worker:
         tail = self._stderr.read().decode(errors="replace").strip()
         if code < 0:
             name = signal.Signals(-code).name
-            hint = "usually the kernel, out of memory: close other programs" if code == -signal.SIGKILL else "see its last words"
-            return MachineError(f"the process of {self.target} was ended by {name} ({hint}), then run again. {tail}".rstrip())
+            if code == -signal.SIGKILL:
+                cause = "usually by the kernel for want of memory: close other programs or use a machine with more, then run again"
+            else:
+                cause = "most likely a fault in a library that it calls: report it with these last words"
+            return MachineError(f"the process of {self.target} was ended by {name}, {cause}. {tail}".rstrip())
         return RuntimeError(f"the process of {self.target} ended with status {code}:\n{tail}")
 
     @property
@@ -129,9 +163,6 @@ class Worker:
         self.close()
 
 
-Serve = Callable[[dict[str, Any], Callable[[str, float | None], None]], Iterator[Any]]
-
-
 def serve(requests: TextIO, replies: TextIO) -> None:
     """The child's side: read the target, then answer requests until the parent closes the pipe."""
 
@@ -153,21 +184,28 @@ def serve(requests: TextIO, replies: TextIO) -> None:
                 next(handler)
             send({"answer": handler.send(json.loads(line))})
         except OptbenchError as error:
-            send({"error": type(error).__name__, "message": str(error)})
+            handler = None
+            # The nearest class that errors.py knows: the parent can raise no other.
+            name = next(each.__name__ for each in type(error).__mro__ if each.__name__ in errors.__all__)
+            send({"error": name, "message": str(error)})
+        except MemoryError:
+            handler = None
+            needed = f"{first['target']}: out of memory; close other programs or use a machine with more, then run again"
+            send({"error": "MachineError", "message": needed})
         except Exception:
+            handler = None
             send({"error": "bug", "message": traceback.format_exc()})
 
 
-def _main() -> None:
-    request_fd, reply_fd, parent = (int(argument) for argument in sys.argv[1:])
+def main() -> None:
+    """The child's whole life: `START home request_fd reply_fd parent_pid`."""
+    request_fd, reply_fd, parent = (int(argument) for argument in sys.argv[2:])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets Ctrl-C too, and ends this process
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:  # it died before the line above
             return
+    for inherited in (request_fd, reply_fd):
+        os.set_inheritable(inherited, False)  # a program that a library starts must not hold the pipes open
     with os.fdopen(request_fd, encoding="utf-8") as requests, os.fdopen(reply_fd, "w", encoding="utf-8") as replies:
         serve(requests, replies)
-
-
-if __name__ == "__main__":
-    _main()

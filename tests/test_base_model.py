@@ -141,12 +141,14 @@ def test_pooling_file_without_modules_still_has_its_say(base: Base, folder: Path
         ("config_sentence_transformers.json", {"prompts": {"query": 3}}),
         ("sentence_bert_config.json", {"max_seq_length": "many"}),
         ("config.json", {"model_type": ["bert"]}),
+        ("config.json", {"num_hidden_layers": "two"}),
     ],
 )
 def test_json_of_another_shape_is_refused(base: Base, folder: Path, tmp_path: Path, name: str, changes: dict[str, object]) -> None:
     edit(folder / name, **changes)
-    with pytest.raises(BaseModelError, match="its JSON files are not as transformers writes them"):
+    with pytest.raises(BaseModelError) as caught:
         obtain(base, tmp_path)
+    assert str(caught.value).startswith(f"path:{folder}")  # the user's folder, not the staged copy
 
 
 def test_checkpoint_that_brings_code_is_refused(base: Base, folder: Path, tmp_path: Path) -> None:

@@ -122,20 +122,13 @@ def test_report_where_nothing_was_run_says_what_to_do(tmp_path: Path) -> None:
     assert "run optbench apply" in done.stderr
 
 
-def test_ctrl_c_has_a_status_and_a_word_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
-    def interrupted() -> None:
-        raise KeyboardInterrupt
-
-    assert cli._guarded(interrupted) == 130
-    assert "the next run goes on" in capsys.readouterr().err
-
-
-def test_a_bug_keeps_its_traceback() -> None:
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def buggy() -> None:
         raise ZeroDivisionError
 
+    monkeypatch.setattr(cli, "app", buggy)
     with pytest.raises(ZeroDivisionError):
-        cli._guarded(buggy)
+        cli.main()
 
 
 def test_measure_refuses_lengths_that_are_not_numbers(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def test_key_moves_with_the_step_version_and_the_libraries(monkeypatch: pytest.M
 def test_a_price_belongs_to_the_machine_and_the_engine() -> None:
     machine = read_machine()
     other = machine.model_copy(update={"cpu": "another"})
-    step = FuseGraph(fusions=({"name": "bias_gelu"},))  # type: ignore[arg-type]
+    step = FuseGraph(fusions=({"name": "bias_gelu"},))
     assert step_key(step, "a", machine, [], ENGINE) != step_key(step, "a", other, [], ENGINE)
     assert step_key(step, "a", machine, [], ENGINE) != step_key(step, "a", machine, [], {"engine": "openvino"})
     assert step_key(ExportOnnx(), "a", machine, [], ENGINE) == step_key(ExportOnnx(), "a", other, [], ENGINE)

@@ -1,7 +1,6 @@
 """OpenVINO on the CPU."""
 
 import os
-import sys
 from bisect import bisect_left
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -121,7 +120,8 @@ class OpenVino(BaseEngine):
         Raises:
             EngineError: it cannot be compiled, or an option was not taken.
         """
-        openvino = _import_openvino()
+        import openvino
+
         wanted: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": 1,
@@ -152,24 +152,12 @@ class OpenVino(BaseEngine):
         return compiled
 
 
-def _import_openvino() -> Any:
-    """Import openvino without its telemetry, which counts each import, writes to the home folder and calls out.
-
-    openvino and nncf do without the package where it cannot be imported; it has no other switch that holds for one process.
-    """
-    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # None is Python's own mark for "not to be found"
-    import openvino
-
-    return openvino
-
-
 def _read(artifact: Artifact) -> "openvino.Model":
     """Read the graph, its weights mapped, and leave it the one output that is wanted.
 
     Raises:
         EngineError: see `OpenVino.open`.
     """
-    _import_openvino()
     name = str(artifact.main_file)
     from openvino.frontend import FrontEndManager
 
@@ -213,7 +201,8 @@ class _StaticRequest:
     """A graph compiled for one text of one length, with the two input rows that it reads."""
 
     def __init__(self, compiled: "openvino.CompiledModel", length: int, pad_id: int) -> None:
-        openvino = _import_openvino()
+        import openvino
+
         self._request = compiled.create_infer_request()
         self._pad_id = pad_id
         self._rows = {name: np.zeros((1, length), dtype=np.int64) for name in INPUTS}
@@ -234,7 +223,9 @@ class _DynamicRequest:
     """The graph compiled for any batch and length."""
 
     def __init__(self, compiled: "openvino.CompiledModel") -> None:
-        self._tensor = _import_openvino().Tensor
+        from openvino import Tensor
+
+        self._tensor = Tensor
         self._request = compiled.create_infer_request()
         self._held: tuple[NDArray[np.int64], ...] = ()
 

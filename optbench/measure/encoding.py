@@ -3,7 +3,7 @@
 import hashlib
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,15 +25,14 @@ BATCH_SIZE: dict[Role, int] = {"query": 1, "document": 32}
 CHUNK = 256
 
 
-def serve_texts(payload: dict[str, Any], progress: Callable[[str, float | None], None]) -> Iterator[Any]:
+def serve_texts(payload: dict[str, Any], progress: Callable[[str, float | None], None]) -> Generator[Any, dict[str, Any], None]:
     """The child's side: open once, then embed lists of texts into .npy files."""
     from optbench.encoder import load
 
     engine: Engine = TypeAdapter(Engine).validate_python(payload["engine"])
     encoder = load(Path(payload["path"]), engine=engine)
-    answer = None
     while True:
-        request = yield answer
+        request: dict[str, Any] = yield
         texts = request["texts"]
         # Sorted once over the whole list, so that chunks do not undo the sorting inside the encoder.
         order = sorted(range(len(texts)), key=lambda index: len(texts[index]))

@@ -1,7 +1,7 @@
 """Fidelity: how near a candidate's vectors stay to the reference's, text by text."""
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel, ConfigDict
 
 from optbench.errors import MeasureError
@@ -54,7 +54,7 @@ def measure_fidelity(reference: ArrayLike, candidate: ArrayLike) -> Fidelity:
     )
 
 
-def cosines(reference: ArrayLike, candidate: ArrayLike) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+def cosines(reference: ArrayLike, candidate: ArrayLike) -> NDArray[np.float64]:
     """Row by row cosines, in float64 so that 0.9999 and 1 stay apart.
 
     Args:
@@ -79,11 +79,11 @@ def cosines(reference: ArrayLike, candidate: ArrayLike) -> np.ndarray[tuple[int]
             f"fidelity: the reference gave NaN, infinity or zero for {unusable.size} of {len(before)} texts, first text {unusable[0]}; "
             "the reference model is broken: fetch it anew"
         )
-    finite = np.isfinite(after).all(axis=1)
-    after = np.where(finite[:, None], after, 0.0)
+    finite = np.asarray(np.isfinite(after).all(axis=1))
+    after = np.where(finite[:, np.newaxis], after, 0.0)
     # Scaled by the largest entry first: the square of a huge finite value would overflow.
     after /= np.maximum(np.abs(after).max(axis=1, keepdims=True), np.finfo(np.float64).tiny)
     norms = np.linalg.norm(after, axis=1)
-    products = np.einsum("ij,ij->i", before / lengths[:, None], after)
+    products = np.einsum("ij,ij->i", before / lengths[:, np.newaxis], after)
     values = np.divide(products, norms, out=np.zeros(len(after)), where=norms > 0)
     return np.where(finite, np.clip(values, -1.0, 1.0), -1.0)

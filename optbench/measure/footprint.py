@@ -1,32 +1,47 @@
-"""What a process holds in memory."""
+"""What a process holds in memory, read inside it once a model is open."""
 
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
-from optbench.worker import peak_rss_bytes
+from optbench.errors import MeasureError
 
 __all__ = ["MemorySample", "read_memory"]
 
 
 class MemorySample(BaseModel):
-    """Memory of the process that takes the sample, in bytes."""
+    """Memory of the process that takes the sample, in bytes.
+
+    Attributes:
+        rss_bytes: resident now: anonymous, file-backed and shared memory.
+        anonymous_bytes: of it, what is the process's own and cannot be dropped.
+        file_bytes: of it, pages of mapped files, weights among them: the kernel may drop and read them again.
+        peak_rss_bytes: the most that was ever resident.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    rss_bytes: int
-    anonymous_bytes: int
-    file_bytes: int
-    peak_rss_bytes: int
+    rss_bytes: int = Field(ge=0)
+    anonymous_bytes: int = Field(ge=0)
+    file_bytes: int = Field(ge=0)
+    peak_rss_bytes: int = Field(ge=0)
 
 
-def read_memory() -> MemorySample:
-    """Sample this process."""
+FIELDS = {"rss_bytes": "VmRSS", "anonymous_bytes": "RssAnon", "file_bytes": "RssFile", "peak_rss_bytes": "VmHWM"}
+
+
+def read_memory(status: Path = Path("/proc/self/status")) -> MemorySample:
+    """Sample this process.
+
+    Raises:
+        MeasureError: the kernel does not say (Linux before 4.5, or no Linux).
+    """
     values = {}
-    for line in Path("/proc/self/status").read_text().splitlines():
-        key, _, value = line.partition(":")
-        if value.endswith("kB"):
-            values[key] = int(value.split()[0]) * 1024
-    return MemorySample(
-        rss_bytes=values["VmRSS"], anonymous_bytes=values["RssAnon"], file_bytes=values["RssFile"], peak_rss_bytes=peak_rss_bytes()
-    )
+    try:
+        for line in status.read_text().splitlines():
+            key, _, value = line.partition(":")
+            if value.endswith("kB"):
+                values[key] = int(value.split()[0]) * 1024
+        return MemorySample(**{name: values[key] for name, key in FIELDS.items()})
+    except (OSError, ValueError, KeyError) as error:
+        raise MeasureError(f"{status}: no {', '.join(FIELDS.values())} in it ({error}); measure on Linux 4.5 or later") from error

@@ -8,7 +8,7 @@ every model alike, and the ratio of two models is taken round by round. Raw nano
 import gc
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,7 @@ from optbench.checkpoint import read_body
 from optbench.engines import Engine
 from optbench.machine import Isa
 from optbench.measure.footprint import MemorySample, read_memory
+from optbench.measure.statistics import ratio_interval
 from optbench.worker import Worker
 
 __all__ = ["Cell", "ServingTimes", "Timing", "measure_latency", "measure_serving", "price_folders"]
@@ -42,6 +43,7 @@ WARM_SECONDS_MAX = 4.0
 SETTLE_SECONDS = 0.03
 # Distinct inputs, so that no run finds exactly the last one's rows in the cache.
 DISTINCT_INPUTS = 8
+SERVING_REPEATS = 5
 
 
 class Cell(BaseModel):
@@ -87,7 +89,7 @@ class Timing(BaseModel):
 
 
 class ServingTimes(BaseModel):
-    """One text after another through the encoder, as a service sends them; nanoseconds, one entry a text."""
+    """One text after another through the encoder, as a service sends them; the median of a few repeats in nanoseconds, one entry a text."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -128,7 +130,7 @@ def warm_until_stable(run: Callable[[], int], clock: Callable[[], float] = time.
     return taken, False
 
 
-def serve_session(payload: dict[str, Any], progress: Callable[[str, float | None], None]) -> Iterator[Any]:
+def serve_session(payload: dict[str, Any], progress: Callable[[str, float | None], None]) -> Generator[Any, dict[str, Any], None]:
     """The child's side of a cell: open once, then answer `warm`, `block` and `memory` requests."""
     cell = Cell.model_validate(payload["cell"])
     batch = int(payload["batch"])
@@ -205,7 +207,7 @@ def measure_latency(
         for turn in range(rounds):
             progress(f"timing, round {turn + 1} of {rounds}", 0.3 + 0.7 * turn / rounds)
             # The order moves on by one a round: no cell always follows the same neighbor.
-            for index in (np.arange(len(cells)) + turn) % len(cells):
+            for index in ((position + turn) % len(cells) for position in range(len(cells))):
                 time.sleep(SETTLE_SECONDS)
                 answer = workers[index].request({"do": "block", "runs": plans[index]})
                 for length in lengths:
@@ -232,13 +234,21 @@ def _block_runs(warm_ns: Sequence[int]) -> int:
 
 
 def price_folders(kind: Kind, folders: Sequence[Path], engine: Engine, lengths: Sequence[int], rounds: int) -> list[Mapping[int, float]]:
-    """Median latency in milliseconds by length of unsealed candidate folders, timed in alternation."""
+    """Latency in milliseconds by length of unsealed candidate folders, timed in alternation.
+
+    The first folder's is its median; each other's is that times the median of its round-by-round ratios to the first, which
+    stays put when the whole machine slows down for a while.
+    """
     cells = [Cell(label=folder.name, kind=kind, path=folder, sha256="unsealed", engine=engine) for folder in folders]
     timings = measure_latency(cells, lengths, rounds=rounds)
-    return [{length: timing.median_ms(length) for length in lengths} for timing in timings]
+    first = timings[0]
+    return [
+        {length: first.median_ms(length) / ratio_interval(first.samples_ns[length], timing.samples_ns[length]).point for length in lengths}
+        for timing in timings
+    ]
 
 
-def serve_encoder(payload: dict[str, Any], progress: Callable[[str, float | None], None]) -> Iterator[Any]:
+def serve_encoder(payload: dict[str, Any], progress: Callable[[str, float | None], None]) -> Generator[Any, dict[str, Any], None]:
     """The child's side of `measure_serving`."""
     from optbench.encoder import load
 
@@ -250,16 +260,18 @@ def serve_encoder(payload: dict[str, Any], progress: Callable[[str, float | None
         encoder.encode(text, prompt=prompt)
     rows = []
     for text in texts:
-        # Each text's shape is warmed before it is timed: a service has seen every length before.
-        encoder.encode(text, prompt=prompt)
-        marks = [time.perf_counter_ns()]
-        input_ids, attention_mask = encoder.tokenize([text], prompt=prompt)
-        marks.append(time.perf_counter_ns())
-        encoder.embed(input_ids, attention_mask)
-        marks.append(time.perf_counter_ns())
-        encoder.encode(text, prompt=prompt)
-        marks.append(time.perf_counter_ns())
-        rows.append((input_ids.shape[1], *np.diff(marks).tolist()))
+        samples = []
+        # The three are timed in turn and each gives its median: a service has seen every length before.
+        for _ in range(SERVING_REPEATS):
+            marks = [time.perf_counter_ns()]
+            input_ids, attention_mask = encoder.tokenize([text], prompt=prompt)
+            marks.append(time.perf_counter_ns())
+            encoder.embed(input_ids, attention_mask)
+            marks.append(time.perf_counter_ns())
+            encoder.encode(text, prompt=prompt)
+            marks.append(time.perf_counter_ns())
+            samples.append(np.diff(marks))
+        rows.append((input_ids.shape[1], *np.median(samples, axis=0).astype(int).tolist()))
     tokens, tokenize, embed, encode = zip(*rows, strict=True)
     yield {"tokens": tokens, "tokenize_ns": tokenize, "embed_ns": embed, "encode_ns": encode}
 

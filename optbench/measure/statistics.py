@@ -4,6 +4,7 @@ Accuracy differences are paired over queries and bootstrapped; latency samples g
 any distribution. Both choices were made by simulation; the reasons stand with the functions.
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -12,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from optbench.errors import MeasureError
 
-__all__ = ["Change", "Interval", "noise_warnings", "paired_relative_change", "percentile_interval", "ratio_interval"]
+__all__ = ["Change", "Interval", "noise_doubts", "paired_relative_change", "percentile_interval", "ratio_interval"]
 
 # Index matrices of a bootstrap batch stay below 64 MB, whatever the number of queries.
 BATCH_ELEMENTS = 4_000_000
@@ -77,7 +78,9 @@ def paired_relative_change(
 
     if baseline.keys() != candidate.keys():
         apart = sorted(baseline.keys() ^ candidate.keys())
-        raise MeasureError(f"paired values: {len(apart)} queries are in one result only, {apart[0]!r} first; measure both on the same queries")
+        raise MeasureError(
+            f"paired values: {len(apart)} queries are in one result only, {apart[0]!r} first; measure both on the same queries"
+        )
     before = np.array(list(baseline.values()), dtype=np.float64)
     after = np.array([candidate[query] for query in baseline], dtype=np.float64)
     n = len(before)
@@ -97,16 +100,19 @@ def paired_relative_change(
         with np.errstate(invalid="ignore", divide="ignore"):
             return np.asarray(resampled_after.sum(axis) / resampled_before.sum(axis) - 1)
 
-    drawn = stats.bootstrap(
-        (before, after),
-        relative_change,
-        paired=True,
-        vectorized=True,
-        n_resamples=resamples,
-        batch=max(1, BATCH_ELEMENTS // n),
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    ).bootstrap_distribution
+    with warnings.catch_warnings():
+        # scipy's own interval is not used, and what it says of NaN resamples is dealt with below.
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
+        drawn = stats.bootstrap(
+            (before, after),
+            relative_change,
+            paired=True,
+            vectorized=True,
+            n_resamples=resamples,
+            batch=max(1, BATCH_ELEMENTS // n),
+            method="percentile",
+            rng=np.random.default_rng(seed),
+        ).bootstrap_distribution
     drawn = drawn[np.isfinite(drawn)]
     tail = stats.norm.cdf(np.sqrt(n / (n - 1)) * stats.t.ppf((1 - confidence) / 2, n - 1))
     low, high = np.quantile(drawn, [tail, 1 - tail])
@@ -176,23 +182,20 @@ def _round_median(samples: ArrayLike) -> float:
     return float(np.median(values))
 
 
-def noise_warnings(label: str, rounds: Sequence[ArrayLike]) -> list[str]:
-    """What makes a cell's latency figures doubtful, in words.
+def noise_doubts(rounds: Sequence[ArrayLike]) -> list[str]:
+    """What makes a model's latency figures at one length doubtful, in words.
 
     Args:
-        label: which cell: `onnxruntime fp32 at 16 tokens`.
         rounds: its latencies in nanoseconds, an array a round, in the order of time.
     """
     medians = np.array([_round_median(samples) for samples in rounds])
-    typical = float(np.median(medians))
-    warnings = []
+    doubts = []
     quarter, three_quarters = np.percentile(medians, [25, 75])
-    spread = (three_quarters - quarter) / typical
-    if spread > SPREAD_MAX:
-        warnings.append(f"{label}: the middle half of the rounds spreads over {spread:.0%} of the median; something else used the machine")
+    if three_quarters - quarter > SPREAD_MAX * np.median(medians):
+        doubts.append(f"the middle half of the rounds spreads over more than {SPREAD_MAX:.0%}; something else used the machine")
     half = len(medians) // 2
     drift = float(np.median(medians[-half:]) / np.median(medians[:half]) - 1) if half else 0.0
     if abs(drift) > DRIFT_MAX:
         pace = "slower" if drift > 0 else "faster"
-        warnings.append(f"{label}: the second half of the rounds is {abs(drift):.0%} {pace} than the first; the clock rate or the load moved")
-    return warnings
+        doubts.append(f"the second half of the rounds is over {DRIFT_MAX:.0%} {pace} than the first; the clock rate or the load moved")
+    return doubts

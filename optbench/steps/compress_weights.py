@@ -13,11 +13,10 @@ Embedding tables stay as they are: `compress_tables` is for them.
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-import numpy as np
 from pydantic import Field, model_validator
 
 from optbench.artifact import Artifact, Kind, copy_companions
@@ -25,8 +24,10 @@ from optbench.checkpoint import read_body
 from optbench.errors import StepError
 from optbench.machine import free_disk
 from optbench.steps.base import BaseStep, Refusal, StepContext, StepReport
-from optbench.steps.gptq import Batch, collect_second_moments, factor_second_moments, input_groups, round_weight, write_int4
+from optbench.steps.calibration import CalibrationInput, calibration_inputs
+from optbench.steps.gptq import round_graph
 from optbench.steps.openvino_graph import (
+    FLOATS,
     WeightMatMul,
     constant_behind,
     find_weight_matmuls,
@@ -36,7 +37,6 @@ from optbench.steps.openvino_graph import (
     save_graph,
     transpose_weights,
 )
-from optbench.tokenizer import encode_batch, load_tokenizer
 
 if TYPE_CHECKING:
     import openvino as ov
@@ -49,13 +49,11 @@ DYNAMIC_GROUP = ("runtime_options", "DYNAMIC_QUANTIZATION_GROUP_SIZE")
 MATMULS_PER_LAYER = 6  # query, key, value, attention output, and two of the feed-forward block
 # OpenVINO's CPU plugin takes no other group: it quantizes activations a vector register at a time.
 DYNAMIC_GROUP_STEP = 16
-# FACTS-sized bodies hold 76 MB of second moments a layer: six layers a pass keep the peak under the limit.
-MOMENTS_BYTES_MAX = 512 * 1024 * 1024
 
 CALIBRATED = frozenset({"awq", "scale_estimation", "nncf_gptq", "gptq"})
 
 
-def largest_dynamic_group(widths: Sequence[int]) -> int:
+def largest_dynamic_group(widths: Collection[int]) -> int:
     """The largest group that OpenVINO applies to every layer.
 
     A group that does not divide a layer's int4 group is silently ignored there, as is one above K; one that merely fails
@@ -90,7 +88,7 @@ class CompressWeights(BaseStep):
         default="nearest", description="How int4 weights are rounded; all but nearest read calibration texts."
     )
     damping: float = Field(default=0.05, gt=0, le=1, description="gptq: share of the mean second moment added to each.")
-    ratio: float = Field(default=1.0, ge=0, le=1, description="Share of the weights in int4; the most sensitive ones go to `backup`.")
+    ratio: float = Field(default=1.0, gt=0, le=1, description="Share of the weights in int4; the most sensitive ones go to `backup`.")
     all_layers: bool = Field(default=True, description="int4 for the last layer too; an encoder has no vocabulary head to spare.")
     backup: Literal["int8_asym", "int8_sym", "none"] = Field(default="int8_asym", description="What weights outside `ratio` get.")
     exclude: tuple[str, ...] = Field(
@@ -99,7 +97,8 @@ class CompressWeights(BaseStep):
     expect: int | None = Field(
         default=None, ge=1, description="How many MatMuls must be compressed; if left out, 6 for each layer less the excluded ones."
     )
-    calibration_samples: int = Field(default=64, ge=1, le=4096, description="Calibration texts used, spread evenly over those given.")
+    samples: int = Field(default=64, ge=1, le=10_000, description="Calibration texts to draw; more help gptq.")
+    seed: int = Field(default=0, ge=0, description="Which texts are drawn.")
     dynamic_quantization_group: Literal["auto", "off"] | int = Field(
         default="auto",
         description="Input channels of an activation that share a run-time int8 scale; auto: the largest that every layer honors.",
@@ -111,8 +110,9 @@ class CompressWeights(BaseStep):
         return self.method in CALIBRATED
 
     @property
-    def _group(self) -> int | None:
-        return (self.group_size or 128) if self.weights.startswith("int4") else None
+    def _group(self) -> int:
+        """Input channels that share a weight scale; 0 for all of them."""
+        return (self.group_size or 128) if self.weights.startswith("int4") else 0
 
     @model_validator(mode="after")
     def _check_combination(self) -> Self:
@@ -145,37 +145,43 @@ class CompressWeights(BaseStep):
         context.progress("reading the graph", None)
         model = read_graph(source)
         matmuls, refused = find_weight_matmuls(model)
-        excluded = match_names([matmul.names for matmul in matmuls], self.exclude, "compress_weights exclude")
-        chosen = [matmul for matmul, leave in zip(matmuls, excluded, strict=True) if not leave]
-        refused += [
-            Refusal(rule="weight_matmul", node=matmul.module, reason="exclude names it")
-            for matmul, leave in zip(matmuls, excluded, strict=True)
-            if leave
-        ]
-        wanted = self.expect if self.expect is not None else MATMULS_PER_LAYER * read_body(source.path).layers - sum(excluded)
+        hits = match_names([matmul.names for matmul in matmuls], self.exclude, "compress_weights exclude")
+        chosen = [matmul for matmul, hit in zip(matmuls, hits, strict=True) if not hit]
+        left = [matmul for matmul, hit in zip(matmuls, hits, strict=True) if hit]
+        refused += [Refusal(rule="weight_matmul", node=matmul.module, reason="exclude names it") for matmul in left]
+        wanted = self.expect if self.expect is not None else MATMULS_PER_LAYER * read_body(source.path).layers - len(left)
         self._check_count(source, len(chosen), wanted, refused)
         self._check_groups(chosen)
-        batches = self._calibration(source, context)
+        group = self._dynamic_group(chosen)
+        batches: list[CalibrationInput] = []
+        if self.needs_calibration:
+            where = f"{source.main_file} compress_weights (method {self.method})"
+            batches = calibration_inputs(source.path, context.calibration_texts, self.samples, self.seed, where)
 
         warnings: list[str] = []
         if self.method == "gptq":
-            self._round_gptq(model, chosen, batches, context)
+            round_graph(
+                model,
+                chosen,
+                batches,
+                group=self._group,
+                damping=self.damping,
+                threads=context.machine.usable_threads,
+                progress=lambda share: context.progress("rounding the weights", share),
+            )
         else:
-            left = [matmul.node.get_friendly_name() for matmul, leave in zip(matmuls, excluded, strict=True) if leave]
             transpose_weights(matmuls)
-            warnings = self._round_nncf(model, left, batches, context)
+            warnings = self._round_nncf(model, [matmul.node.get_friendly_name() for matmul in left], batches, context)
 
-        elements = _compressed_elements(model, {matmul.node.get_friendly_name() for matmul in chosen})
-        compressed = Counter(element for element in elements.values() if element is not None)
+        elements = _weight_elements(model)
+        compressed = Counter(elements[matmul.node.get_friendly_name()] for matmul in chosen)
+        in_float = sum(compressed.pop(element, 0) for element in FLOATS)
         refused += [
-            Refusal(rule="weight_matmul", node=name, reason="the sensitivity ranking left it in float (backup: none)")
-            for name, element in elements.items()
-            if element is None
+            Refusal(rule="weight_matmul", node=matmul.module, reason=f"NNCF left it in float ({self.weights}, backup {self.backup})")
+            for matmul in chosen
+            if in_float and elements[matmul.node.get_friendly_name()] in FLOATS
         ]
         self._check_count(source, compressed.total(), wanted, refused)
-        group = self._dynamic_group(
-            [self._width(matmul, elements) for matmul in chosen if elements[matmul.node.get_friendly_name()]], chosen
-        )
         model.set_rt_info(str(group), list(DYNAMIC_GROUP))
         context.progress("writing the graph", None)
         save_graph(model, out)
@@ -187,7 +193,7 @@ class CompressWeights(BaseStep):
             warnings=tuple(warnings),
             facts={
                 "dynamic_quantization_group": group,
-                "calibration_samples": len(batches),
+                "calibration_texts": len(batches),
                 "graph_bytes": weight_bytes,
                 "source_graph_bytes": sum(file.stat().st_size for file in source.main_file.parent.iterdir()),
             },
@@ -204,7 +210,7 @@ class CompressWeights(BaseStep):
 
     def _check_groups(self, chosen: Sequence[WeightMatMul]) -> None:
         group = self._group
-        if group is None:
+        if not group:
             return
         unfit = [f"{matmul.module} has K = {matmul.inputs}" for matmul in chosen if matmul.inputs % group]
         if unfit:
@@ -214,68 +220,24 @@ class CompressWeights(BaseStep):
                 f"use a divisor of {common}, or exclude them"
             )
 
-    def _width(self, matmul: WeightMatMul, elements: dict[str, str | None]) -> int:
-        is_int4 = str(elements[matmul.node.get_friendly_name()]).endswith("4")
-        return self._group if is_int4 and self._group is not None else matmul.inputs
-
-    def _dynamic_group(self, widths: Sequence[int], chosen: Sequence[WeightMatMul]) -> int:
+    def _dynamic_group(self, chosen: Sequence[WeightMatMul]) -> int:
         if self.dynamic_quantization_group == "off":
             return 0
+        # Layers that `ratio` leaves to int8 take an int4 layer's group as well: it divides their K.
+        widths = {self._group or matmul.inputs for matmul in chosen}
         largest = largest_dynamic_group(widths)
         if self.dynamic_quantization_group == "auto":
             return largest
         wanted = self.dynamic_quantization_group
         if any(width % wanted for width in widths):
             raise StepError(
-                f"compress_weights: dynamic_quantization_group {wanted} does not divide what shares a weight scale "
-                f"({', '.join(map(str, sorted(set(widths))))} channels over {len(chosen)} MatMuls), and OpenVINO would silently ignore it or run "
-                f"slower; use {f'a divisor of {largest}' if largest else 'off'}, or auto"
+                f"compress_weights: dynamic_quantization_group {wanted} does not divide the input channels that share a weight scale "
+                f"({', '.join(map(str, sorted(widths)))}), and OpenVINO would silently ignore it or run slower; "
+                f"use {f'a divisor of {largest}, or auto' if largest else 'off'}"
             )
         return wanted
 
-    def _calibration(self, source: Artifact, context: StepContext) -> list[Batch]:
-        """One unpadded batch for each text: what a service sends, at the lengths it sends it."""
-        if not self.needs_calibration:
-            return []
-        texts = context.calibration_texts
-        if not texts:
-            raise StepError(
-                f"compress_weights: method {self.method} needs calibration texts and got none; name a task, or use method: nearest"
-            )
-        count = min(self.calibration_samples, len(texts))
-        tokenizer = load_tokenizer(source.path)
-        batches: list[Batch] = []
-        for index in range(count):
-            ids, mask = encode_batch(tokenizer, [texts[index * len(texts) // count]])
-            batches.append({"input_ids": ids, "attention_mask": mask})
-        return batches
-
-    def _round_gptq(self, model: "ov.Model", chosen: Sequence[WeightMatMul], batches: Sequence[Batch], context: StepContext) -> None:
-        from threadpoolctl import threadpool_limits
-
-        passes = list(input_groups(chosen, MOMENTS_BYTES_MAX))
-        steps = sum(len(batches) + sum(len(readers) for readers in groups) for groups in passes)
-        done = 0
-
-        def tick() -> None:
-            nonlocal done
-            done += 1
-            context.progress("rounding the weights", done / steps)
-
-        for groups in passes:
-            # Later passes see what the layers rounded so far make of the texts.
-            moments = collect_second_moments(model, groups, batches, context.machine.usable_threads, tick)
-            for readers in groups:
-                factor = factor_second_moments(moments.pop(0), self.damping)
-                for matmul in readers:
-                    stored = np.asarray(matmul.constant.data, dtype=np.float32)
-                    # The products here are too narrow to share out: more BLAS threads only wait for each other.
-                    with threadpool_limits(1, "blas"):
-                        rounded = round_weight(stored.T if matmul.transposed else stored, factor, self._group or matmul.inputs)
-                    write_int4(matmul, rounded)
-                    tick()
-
-    def _round_nncf(self, model: "ov.Model", left: Sequence[str], batches: Sequence[Batch], context: StepContext) -> list[str]:
+    def _round_nncf(self, model: "ov.Model", left: Sequence[str], batches: Sequence[CalibrationInput], context: StepContext) -> list[str]:
         """Have NNCF round every weight MatMul but those `left`; gives back its warnings."""
         context.progress(f"rounding the weights ({self.method})", None)
         with quiet_nncf() as (nncf, messages):
@@ -312,12 +274,12 @@ class CompressWeights(BaseStep):
         return [message for message in messages if message.startswith("WARNING")]
 
 
-def _compressed_elements(model: "ov.Model", names: set[str]) -> dict[str, str | None]:
-    """What each of the named MatMuls' weights are kept as: `i4`, `u8`; None for floating point."""
-    elements: dict[str, str | None] = {}
+def _weight_elements(model: "ov.Model") -> dict[str, str]:
+    """The element type that each weight MatMul's constant is kept in, by the MatMul's name: `i4`, `u8`, `f32`."""
+    elements: dict[str, str] = {}
     for node in model.get_ordered_ops():
-        if node.get_type_name() == "MatMul" and node.get_friendly_name() in names:
+        if node.get_type_name() == "MatMul":
             constant, _ = constant_behind(node.input_value(1))
-            element = "f32" if constant is None else constant.get_element_type().get_type_name()
-            elements[node.get_friendly_name()] = None if element in ("f32", "f16", "bf16") else element
+            if constant is not None:
+                elements[node.get_friendly_name()] = constant.get_element_type().get_type_name()
     return elements

@@ -6,7 +6,6 @@ MatMulIntegerToFloat. It has no rule for QAttention, among others: such a graph 
 """
 
 import re
-import sys
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -112,8 +111,6 @@ def _foreign_operators(path: Path) -> Counter[str]:
 
 
 def _read(path: Path, foreign: Counter[str]) -> "ov.Model":
-    # Merely importing openvino sends a usage event unless this package is missing.
-    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # None makes the import fail, as documented
     import openvino as ov
 
     try:

@@ -16,7 +16,7 @@ from optbench.artifact import Artifact, Kind, copy_companions
 from optbench.checkpoint import read_body
 from optbench.errors import StepError
 from optbench.machine import free_disk
-from optbench.steps.base import BaseStep, Refusal, StepContext, StepReport
+from optbench.steps.base import BaseStep, Price, Refusal, StepContext, StepReport
 from optbench.steps.fusions import FUSIONS, Outcome
 from optbench.steps.fusions.candidates import Candidates, save_model, weight_bytes
 
@@ -114,20 +114,15 @@ class FuseGraph(BaseStep):
         facts: dict[str, JsonValue] = {}
         for number, entry in enumerate(self.fusions):
             context.progress(f"fusing {entry.name}", number / len(self.fusions))
-            if entry.keep == "faster" and folder is None:
-                # Before it is cloned: the clone then shares the weights as they were written.
-                folder = candidates.write(model, f"before_{entry.name}")
             fused = model.clone()
             outcome, expected = _apply(source, entry, fused)
             fact: dict[str, JsonValue] = {"matched": outcome.matched, "expected": expected, "keep": entry.keep, "kept": True}
             fused_folder = None
-            if entry.keep == "faster" and folder is not None and context.price is not None:
+            if entry.keep == "faster" and context.price is not None:
+                folder = folder or candidates.write(model, f"before_{entry.name}")
                 fused_folder = candidates.write(fused, entry.name)
                 context.progress(f"timing {entry.name}", number / len(self.fusions))
-                without_ms, with_ms = context.price([folder, fused_folder])
-                ratio = time_ratio(without_ms, with_ms)
-                fact |= {"without_ms": _by_length(without_ms), "with_ms": _by_length(with_ms), "time_ratio": round(ratio, 4)}
-                fact["kept"] = ratio <= TOLERATED_RATIO
+                fact |= _compare(context.price, folder, fused_folder)
             facts[entry.name] = fact
             refused += outcome.refused
             if fact["kept"]:
@@ -156,6 +151,30 @@ def _apply(source: Artifact, entry: FusionEntry, model: "ir.Model") -> tuple[Out
         "`expected`, or export the graph anew with export_onnx. Left alone:\n  "
         + "\n  ".join(lines or [f"nothing: the graph has no other {fusion.anchor} that could be one"])
     )
+
+
+def _compare(price: Price, without: Path, with_it: Path) -> dict[str, JsonValue]:
+    """Time a graph without and with a fusion; one that seems to cost time is timed again, the other way round.
+
+    A busy moment must not decide what an artifact holds: a fusion is left out only if it cost time twice.
+
+    Returns:
+        for the report, of the better timing: milliseconds by token length and their ratio; how often it was timed; the verdict.
+    """
+    timings = []
+    for order in (1, -1):
+        without_ms, with_ms = price([without, with_it][::order])[::order]
+        timings.append((time_ratio(without_ms, with_ms), without_ms, with_ms))
+        if timings[-1][0] <= TOLERATED_RATIO:
+            break
+    ratio, without_ms, with_ms = min(timings, key=lambda timing: timing[0])
+    return {
+        "without_ms": _by_length(without_ms),
+        "with_ms": _by_length(with_ms),
+        "time_ratio": round(ratio, 4),
+        "timed": len(timings),
+        "kept": ratio <= TOLERATED_RATIO,
+    }
 
 
 def time_ratio(without_ms: Mapping[int, float], with_ms: Mapping[int, float]) -> float:

@@ -36,10 +36,13 @@ __all__ = [
     "Tables",
     "WeightProduct",
     "compress_tables",
+    "initializer",
     "quantize_columns",
     "read_onnx",
-    "replace_weight",
+    "release",
     "select_products",
+    "store_columns",
+    "weight_array",
     "write_onnx",
 ]
 
@@ -260,26 +263,47 @@ def quantize_columns(
     if zero_point is not None:
         rounded += zero_point
     np.clip(rounded, bottom, top, out=rounded)
-    return QuantizedColumns(rounded.astype(np.int8 if weight_type == "int8" else np.uint8), scale, zero_point)
+    return QuantizedColumns(rounded.astype(np.int8) if weight_type == "int8" else rounded.astype(np.uint8), scale, zero_point)
 
 
-def replace_weight(graph: "ir.Graph", weight: "ir.Value", columns: QuantizedColumns) -> tuple["ir.Value", "ir.Value", "ir.Value | None"]:
-    """Register a rounded weight, its scale and its zero point as initializers named after `weight`, and return their values."""
-    values = _initializer(graph, f"{weight.name}_quantized", columns.values)
-    scale = _initializer(graph, f"{weight.name}_scale", columns.scale if columns.scale.size > 1 else columns.scale[0])
+def weight_array(product: WeightProduct) -> NDArray[np.float32]:
+    """The weight, (in, out), mapped where it is external; `release` it when the array is gone."""
+    import onnx_ir as ir
+
+    array: NDArray[np.float32] = ir.convenience.get_const_tensor(product.weight).numpy()  # type: ignore[union-attr]  # a weight has one
+    return array
+
+
+def release(product: WeightProduct) -> None:
+    """Unmap a weight: each maps the whole data file, so that what has been read would stay resident."""
+    import onnx_ir as ir
+
+    tensor = product.weight.const_value
+    if isinstance(tensor, ir.ExternalTensor):
+        tensor.release()
+
+
+def store_columns(graph: "ir.Graph", name: str, columns: QuantizedColumns) -> tuple["ir.Value", "ir.Value", "ir.Value | None"]:
+    """Register a rounded weight, its scale and its zero point as initializers named after `name`, and return their values.
+
+    One scale for all columns becomes a scalar, as the integer operators want it.
+    """
+    values = initializer(graph, f"{name}_quantized", columns.values)
+    scale = initializer(graph, f"{name}_scale", columns.scale if columns.scale.size > 1 else columns.scale[0])
     zero_point = columns.zero_point
     if zero_point is None:
         return values, scale, None
-    return values, scale, _initializer(graph, f"{weight.name}_zero_point", zero_point if zero_point.size > 1 else zero_point[0])
+    return values, scale, initializer(graph, f"{name}_zero_point", zero_point if zero_point.size > 1 else zero_point[0])
 
 
-def _initializer(graph: "ir.Graph", name: str, array: NDArray[np.generic] | np.generic) -> "ir.Value":
+def initializer(graph: "ir.Graph", name: str, array: NDArray[np.generic] | np.generic) -> "ir.Value":
+    """Register a new initializer; a name that is taken is lengthened."""
     import onnx_ir as ir
 
-    if name in graph.initializers:
-        return graph.initializers[name]
+    while name in graph.initializers:
+        name += "_"
     tensor = ir.tensor(np.asarray(array), name=name)
-    value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
+    value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor)
     graph.register_initializer(value)
     return value
 
@@ -304,7 +328,13 @@ def compress_tables(model: "ir.Model", form: Tables) -> int:
     for node in model.graph:
         table = node.inputs[0] if node.op_type == "Gather" and node.attributes.get_int("axis", 0) == 0 else None
         tensor = table.const_value if table is not None and table.is_initializer() else None
-        if table is None or tensor is None or tensor.dtype != ir.DataType.FLOAT or len(tensor.shape) != 2 or tensor.shape.numpy()[0] < TABLE_ROWS_MIN:
+        if (
+            table is None
+            or tensor is None
+            or tensor.dtype != ir.DataType.FLOAT
+            or len(tensor.shape) != 2
+            or tensor.shape.numpy()[0] < TABLE_ROWS_MIN
+        ):
             continue
         tables.setdefault(table, []).append(node)
     stored = 0
@@ -352,4 +382,4 @@ def _int8_table(graph: "ir.Graph", table: "ir.Value") -> tuple["ir.Value", "ir.V
         columns = quantize_columns(np.ascontiguousarray(rows[start : start + block].T), str(table.name))
         values[start : start + block] = columns.values.T
         scale[start : start + block, 0] = columns.scale
-    return _initializer(graph, f"{table.name}_int8", values), _initializer(graph, f"{table.name}_row_scale", scale)
+    return initializer(graph, f"{table.name}_int8", values), initializer(graph, f"{table.name}_row_scale", scale)

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     import openvino as ov
 
 __all__ = [
+    "FLOATS",
     "WeightMatMul",
-    "block_telemetry",
     "constant_behind",
     "find_weight_matmuls",
     "match_names",
@@ -43,6 +43,7 @@ __all__ = [
 ]
 
 FLOATS = ("f32", "f16", "bf16")
+"""OpenVINO's names of the element types that a weight has before it is compressed."""
 
 
 def read_graph(source: Artifact) -> "ov.Model":
@@ -51,18 +52,12 @@ def read_graph(source: Artifact) -> "ov.Model":
     Raises:
         StepError: OpenVINO refuses the file; its words are in the message.
     """
-    block_telemetry()
     import openvino as ov
 
     try:
         return ov.Core().read_model(source.main_file)
     except RuntimeError as error:
         raise StepError(f"{source.main_file}: OpenVINO cannot read it: {_first_line(error)}; make the artifact again") from error
-
-
-def block_telemetry() -> None:
-    """Keep OpenVINO, which sends a usage event when it is merely imported, and NNCF from doing so, in this process."""
-    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # None makes the import fail, as documented
 
 
 def save_graph(model: "ov.Model", out: Path) -> None:

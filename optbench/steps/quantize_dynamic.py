@@ -8,14 +8,13 @@ The rewrite is the one ONNX Runtime's quantizer makes and its engine fuses to Dy
 It is written tensor by tensor: ONNX Runtime's own `quantize_dynamic` holds a model of 2.3 GB three times over.
 """
 
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
 from optbench.artifact import Artifact, Kind, copy_companions
-from optbench.machine import Machine, free_disk
+from optbench.machine import free_disk
 from optbench.steps.base import BaseStep, StepContext, StepReport
 from optbench.steps.onnx_weights import (
     QuantizedColumns,
@@ -24,8 +23,10 @@ from optbench.steps.onnx_weights import (
     compress_tables,
     quantize_columns,
     read_onnx,
-    replace_weight,
+    release,
     select_products,
+    store_columns,
+    weight_array,
     write_onnx,
 )
 
@@ -54,30 +55,24 @@ class QuantizeDynamic(BaseStep):
     expect: int | None = Field(default=None, ge=1, description="How many products must be quantized; all that hold a weight if left out.")
     tables: Tables = Field(default="fp32", description="How embedding tables are stored; int8 has a scale for each row.")
 
-    def for_machine(self, machine: Machine) -> "QuantizeDynamic":
-        """The same step with what `auto` means on a machine: what a cache key must be made of."""
-        if self.reduce_range != "auto":
-            return self
-        # U8U8 products are widened before they are added, so they cannot overflow on any CPU.
-        return self.model_copy(update={"reduce_range": self.weight_type == "int8" and not machine.has_vnni})
-
     def run(self, source: Artifact, out: Path, context: StepContext) -> StepReport:
         """Quantize `source` into `out`.
 
         Raises:
             StepError: fewer places than expected can be quantized, a pattern matches nothing, or a weight is not finite.
         """
-        reduce_range = bool(self.for_machine(context.machine).reduce_range)
+        # U8U8 products are widened before they are added, so they cannot overflow on any CPU.
+        needed = self.weight_type == "int8" and not context.machine.has_vnni
+        reduce_range = needed if self.reduce_range == "auto" else self.reduce_range
         free_disk(out, source.size_bytes, "the quantized model")
         model = read_onnx(source)
         selection = select_products(model, self.exclude, self.expect, f"{source.main_file} {self.step}")
-        sites = Counter(product.weight for product in selection.products)
         rounded: dict[ir.Value, tuple[ir.Value, ir.Value, ir.Value | None]] = {}
         activations: dict[ir.Value, ir.Node] = {}
         for done, product in enumerate(selection.products):
             context.progress("rounding weights", done / len(selection.products))
             if product.weight not in rounded:
-                rounded[product.weight] = replace_weight(model.graph, product.weight, self._round(product, reduce_range))
+                rounded[product.weight] = store_columns(model.graph, str(product.weight.name), self._round(product, reduce_range))
             _rewrite(model.graph, product, rounded[product.weight], activations)
         tables = compress_tables(model, self.tables)
         context.progress("writing the model", None)
@@ -88,25 +83,21 @@ class QuantizeDynamic(BaseStep):
             refused=selection.refused,
             facts={
                 "reduce_range": reduce_range,
-                "weights": len(sites),
+                "weights": len(rounded),
                 "activations": len(activations),
                 "excluded": selection.excluded,
             },
         )
 
     def _round(self, product: WeightProduct, reduce_range: bool) -> QuantizedColumns:
-        import onnx_ir as ir
-
-        tensor = ir.convenience.get_const_tensor(product.weight)
         columns = quantize_columns(
-            tensor.numpy(),  # type: ignore[union-attr]  # select_products made sure of it
+            weight_array(product),
             str(product.weight.name),
             weight_type=self.weight_type,
             per_channel=self.per_channel,
             reduce_range=reduce_range,
         )
-        if isinstance(tensor, ir.ExternalTensor):
-            tensor.release()  # each tensor maps the whole file: what has been read need not stay resident
+        release(product)
         return columns
 
 

@@ -3,6 +3,8 @@
     corpus.jsonl[.gz]     {"_id", "title", "text"} a line
     queries.jsonl[.gz]    {"_id", "text"} a line
     qrels/<split>.tsv     query-id, corpus-id, score, with a header line
+
+Source: Thakur et al. 2021, "BEIR", arXiv:2104.08663.
 """
 
 import gzip

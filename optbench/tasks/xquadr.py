@@ -51,7 +51,9 @@ class XquadR(BaseTask):
                     start = entry["answers"][0]["answer_start"]
                     answering = next((i for i, (begin, end) in enumerate(breaks) if begin <= start < end), None)
                     if answering is None:
-                        raise TaskError(f"{self.path}: {where}: question {entry['id']!r} is answered outside every sentence; {WANTED} wanted")
+                        raise TaskError(
+                            f"{self.path}: {where}: question {entry['id']!r} is answered outside every sentence; {WANTED} wanted"
+                        )
                     queries[entry["id"]] = entry["question"]
                     relevance[entry["id"]] = {ids[sentences[answering]]: 1}
             except (KeyError, IndexError, TypeError, ValueError) as error:

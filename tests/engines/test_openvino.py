@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from optbench.artifact import Artifact, Kind, copy_companions
 from optbench.engines import OpenVino
 from optbench.engines import openvino as engine_module
-from optbench.engines.openvino import STATIC_LENGTHS, _import_openvino, _OpenVinoSession
+from optbench.engines.openvino import STATIC_LENGTHS, _OpenVinoSession
 from optbench.errors import EngineError
 from optbench.machine import read_machine
 from optbench.steps import convert_openvino
@@ -35,7 +35,8 @@ def ids_of(rows: int, length: int) -> tuple[Any, Any]:
 
 def with_rt_info(artifact: Artifact, folder: Path, value: str, *path: str) -> Artifact:
     """A copy of an IR with one more entry in its rt_info."""
-    openvino = _import_openvino()
+    import openvino
+
     model = openvino.Core().read_model(artifact.main_file)
     model.set_rt_info(value, list(path))
     (folder / "openvino").mkdir()
@@ -104,14 +105,16 @@ def test_static_length_beyond_the_positions_is_refused(make_artifact: Callable[.
 
 
 def compiled_properties(artifact: Artifact, *names: str, **options: Any) -> list[Any]:
-    openvino = _import_openvino()
+    import openvino
+
     model = openvino.Core().read_model(artifact.main_file)
     compiled = OpenVino(**options).compile(model, "test")
     return [compiled.get_property(name) for name in names]
 
 
 def test_options_reach_openvino(make_artifact: Callable[..., Artifact]) -> None:
-    openvino = _import_openvino()
+    import openvino
+
     names = ["INFERENCE_NUM_THREADS", "NUM_STREAMS", "PERFORMANCE_HINT", "INFERENCE_PRECISION_HINT", "DYNAMIC_QUANTIZATION_GROUP_SIZE"]
     names += ["ENABLE_CPU_PINNING", "SCHEDULING_CORE_TYPE"]
     options = {"threads": 1, "dynamic_quantization_group": 128, "enable_cpu_pinning": False, "scheduling_core_type": "PCORE_ONLY"}

@@ -85,7 +85,12 @@ def test_grades_follow_the_met_constraints(generator: ModuleType) -> None:
         grade: int = generator.grade(query, generator.Product(kind, "", "", frozenset(values)), near)
         return grade
 
-    assert [graded("mouse", "silent", "USB"), graded("mouse", "silent"), graded("mouse"), graded("keyboard", "silent", "USB")] == [3, 2, 1, 1]
+    assert [graded("mouse", "silent", "USB"), graded("mouse", "silent"), graded("mouse"), graded("keyboard", "silent", "USB")] == [
+        3,
+        2,
+        1,
+        1,
+    ]
     assert graded("lamp", "silent", "USB") == 0
 
 

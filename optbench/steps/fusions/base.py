@@ -47,7 +47,11 @@ class Rule(ABC):
 
     @abstractmethod
     def rewrite(self, *args: Any, **kwargs: Any) -> Any:
-        """Build the replacement: called with onnxscript's builder, then the bound values by name; returns the new output."""
+        """Build the replacement: called with onnxscript's builder, then the bound values by name; returns the new output.
+
+        Raises:
+            Refused: the place must be left alone.
+        """
 
 
 @dataclass(frozen=True)
@@ -120,7 +124,10 @@ def _build(rule: Rule, name: str) -> Any:
         return result
 
     def rewrite(op: Any, **bindings: Any) -> Any:
-        output = rule.rewrite(op, **bindings)
+        try:
+            output = rule.rewrite(op, **bindings)
+        except Refused as refusal:
+            return pattern.MatchResult().fail(str(refusal), refusal.found)
         _name(op.nodes, roots[0])
         return output
 
@@ -171,9 +178,13 @@ class _Tracer:
         """The reason of the attempt that got furthest among those that reached `place`: a check's before a pattern's."""
         import onnx_ir as ir
 
-        reached = [(checked, len(match.nodes), match) for match, checked in self.attempts if place in match.nodes]
-        # Of equals the last: its pattern is the smaller one, so that it was nearer to its end.
-        best = max(reversed(reached), key=lambda attempt: attempt[:2], default=(False, 0, None))[2]
+        # A pattern that matched as a whole, but for a use elsewhere of what it would remove, fails without naming a node.
+        reached = [
+            (checked or not match.failure_nodes_and_values, len(match.nodes), match)
+            for match, checked in self.attempts
+            if place in match.nodes
+        ]
+        best = max(reached, key=lambda attempt: attempt[:2], default=(False, 0, None))[2]
         if best is None:
             reason = "its surroundings have another form than the pattern"
         else:

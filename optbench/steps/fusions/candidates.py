@@ -59,16 +59,19 @@ class Candidates:
     """Writes graphs of one model below `scratch`, each weight once.
 
     A tensor goes to a data file of the first folder whose graph has it, and later folders hold a hard link to that file: a
-    location must lie inside the graph's own folder, and a symbolic link out of it is refused. The source's data file is not
-    linked but written anew, since onnx refuses to load any file that has a second name, and the source may be open elsewhere.
+    location must lie inside the graph's own folder, and a symbolic link out of it is refused. onnx and onnx-ir refuse to read
+    a file that has a second name, hard link or not, and engines do not: so the source's data file is written anew rather than
+    linked, and nothing is read back from here.
     """
 
     def __init__(self, companions: Path, scratch: Path) -> None:
         self.companions = companions
         self.scratch = scratch
+        # By the id of the tensor in memory; it is kept beside, so that its id stays its own.
+        self._written: dict[int, tuple[ir.TensorProtocol, ir.ExternalTensor]] = {}
 
     def write(self, model: "ir.Model", name: str) -> Path:
-        """Write `model` as the folder `name`; large tensors of `model` then are mapped from there.
+        """Write `model`, which is left as it is, as the folder `name`.
 
         Raises:
             MachineError: the disk is full.
@@ -81,28 +84,29 @@ class Candidates:
             path.parent.mkdir(parents=True)
             copy_companions(self.companions, folder)
             if weight_bytes(model) > INLINE_BYTES_MAX:
+                model = model.clone()
                 self._write_new_tensors(model, path.parent, f"{name}.onnx_data")
-                self._link_old_tensors(model, path.parent)
+                self._refer_to_written_tensors(model, path.parent)
             ir.save(model, path)
         return folder
-
-    def _is_old(self, tensor: "ir.TensorProtocol") -> bool:
-        import onnx_ir as ir
-
-        return isinstance(tensor, ir.ExternalTensor) and Path(tensor.path).is_relative_to(self.scratch)
 
     def _write_new_tensors(self, model: "ir.Model", folder: Path, location: str) -> None:
         import onnx_ir as ir
 
-        new = [value for value, tensor in _constants(model) if tensor.nbytes >= EXTERNAL_BYTES_MIN and not self._is_old(tensor)]
-        tensors = [value.const_value for value in new if value.const_value is not None]
-        for value, tensor in zip(new, ir.external_data.convert_tensors_to_external(tensors, folder, location), strict=True):
-            value.const_value = tensor
+        new = [tensor for _, tensor in _constants(model) if tensor.nbytes >= EXTERNAL_BYTES_MIN and id(tensor) not in self._written]
+        if not new:
+            return
+        written = ir.external_data.convert_tensors_to_external(new, folder, location)
+        self._written |= {id(tensor): (tensor, external) for tensor, external in zip(new, written, strict=True)}
 
-    def _link_old_tensors(self, model: "ir.Model", folder: Path) -> None:
-        import onnx_ir as ir
-
-        for path in sorted({Path(tensor.path) for _, tensor in _constants(model) if isinstance(tensor, ir.ExternalTensor)}):
+    def _refer_to_written_tensors(self, model: "ir.Model", folder: Path) -> None:
+        files: set[Path] = set()
+        for value, tensor in _constants(model):
+            if id(tensor) in self._written:
+                external = self._written[id(tensor)][1]
+                value.const_value = external
+                files.add(Path(external.path))
+        for path in sorted(files):
             if path.parent == folder:
                 continue
             try:

@@ -16,7 +16,7 @@ class EmbedLayerNorm(Fusion):
     """`LayerNormalization(words[ids] + types + positions[position_ids])` to `com.microsoft.EmbedLayerNormalization`.
 
     Position ids are always handed over, so BERT's 0..n-1 and XLM-R's count of real tokens are one case. An index outside its
-    table is an error, as it is in the unfused graph.
+    table is an error, as it is in the unfused graph. ONNX Runtime does not fuse this place by itself in the exporter's graph.
 
     Rewrite cases:
         1. With a constant row of token types: it is added to the position table, so that it costs nothing at run time.
