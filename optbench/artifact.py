@@ -270,7 +270,7 @@ def _parse_manifest(content: bytes, path: Path) -> Manifest:
         raise ArtifactError(f"{path}: broken at {ascii(where)[:200]}: {first['msg']}; make the artifact again") from error
     for name in manifest.files:
         pure = PurePosixPath(name)
-        if pure.is_absolute() or ".." in pure.parts or pure.as_posix() != name or "\\" in name or not name.isprintable():
+        if pure.is_absolute() or ".." in pure.parts or not pure.name or pure.as_posix() != name or "\\" in name or not name.isprintable():
             raise ArtifactError(f"{path}: lists {ascii(name)[:200]}, which is no plain path inside the folder; do not use this artifact")
     return manifest
 
@@ -312,7 +312,7 @@ def open_artifact(folder: Path, *, verify: bool = True) -> Artifact:
         more = f"; and {len(problems) - PROBLEMS_SHOWN} more" if len(problems) > PROBLEMS_SHOWN else ""
         raise ArtifactError(f"{folder}: {'; '.join(problems[:PROBLEMS_SHOWN])}{more}; make the artifact again")
     if manifest.kind.main_file not in manifest.files:
-        raise ArtifactError(f"{folder}: a {manifest.kind} artifact without {manifest.kind.main_file}; make it again")
+        raise ArtifactError(f"{folder}: its kind is {manifest.kind}, but it holds no {manifest.kind.main_file}; make the artifact again")
     return Artifact(manifest.kind, folder, hashlib.sha256(content).hexdigest(), manifest.weights)
 
 

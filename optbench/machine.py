@@ -3,12 +3,15 @@
 Nothing here is timed; measured bandwidth and GEMM peaks are in `tune/floor.py`.
 """
 
+import contextlib
+import errno
 import hashlib
 import json
 import math
 import os
 import platform
 import shutil
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -16,9 +19,12 @@ from typing import Literal
 import psutil
 from pydantic import BaseModel, ConfigDict
 
-from optbench.errors import MachineError
+from optbench.errors import MachineError, OptbenchError
 
-__all__ = ["Isa", "Machine", "cpu_quota", "free_disk", "read_machine", "usable_threads"]
+# Less than this left after something failed means that it failed for want of disk, whatever its library called it.
+FULL_DISK_BYTES = 32 * 1024 * 1024
+
+__all__ = ["Isa", "Machine", "cpu_quota", "free_disk", "full_disk_errors", "physical_cores", "read_machine", "usable_threads"]
 
 Isa = Literal["sse4_1", "avx2", "avx2_vnni", "avx512_core", "avx512_core_vnni", "avx512_core_bf16", "avx512_core_amx"]
 """oneDNN's names (ONEDNN_MAX_CPU_ISA, lower case), smallest first."""
@@ -127,11 +133,25 @@ def _read_v1_quota(folder: Path) -> float | None:
         return None
 
 
+def physical_cores(cpus: Iterable[int], root: Path = Path("/sys/devices/system/cpu")) -> int:
+    """How many cores a set of CPUs lies on; hyper-threads of one core count once."""
+    siblings = set()
+    for cpu in cpus:
+        try:
+            siblings.add((root / f"cpu{cpu}" / "topology" / "thread_siblings_list").read_text().strip())
+        except OSError:
+            siblings.add(str(cpu))  # a kernel that does not say: each counts
+    return len(siblings)
+
+
 def usable_threads() -> int:
-    """Threads that can run at once: the affinity mask, cut to the cgroup quota, at least 1."""
-    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Threads that can multiply at once: the cores of the affinity mask, cut to the cgroup quota, at least 1.
+
+    Hyper-threads share the units that multiply: a second thread on a core slows the first.
+    """
+    cores = physical_cores(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else psutil.cpu_count(logical=False) or 1
     quota = cpu_quota()
-    return max(1, affinity if quota is None else min(affinity, math.ceil(quota)))
+    return max(1, cores if quota is None else min(cores, math.ceil(quota)))
 
 
 @cache
@@ -185,3 +205,26 @@ def free_disk(folder: Path, wanted_bytes: int, purpose: str) -> None:
             f"{folder}: {purpose} needs {wanted_bytes / 1e9:.1f} GB and {free / 1e9:.1f} GB are free; "
             "free some space, or name another folder with --cache or --output"
         )
+
+
+@contextlib.contextmanager
+def full_disk_errors(folder: Path) -> Iterator[None]:
+    """Turn what libraries raise when `folder` runs full into one clear error; anything else passes through.
+
+    Raises:
+        MachineError: the disk is full, or a file has reached the size that this process may write.
+    """
+    try:
+        yield
+    except OptbenchError:
+        raise
+    except Exception as error:
+        said = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        # numpy says only how much it wrote, OpenVINO and protobuf nothing at all.
+        short = isinstance(error, OSError) and error.errno is None
+        if said or short or shutil.disk_usage(folder).free < FULL_DISK_BYTES:
+            raise MachineError(
+                f"{folder}: cannot be written, the disk is full: {error}; free some space or name another folder with --cache "
+                "or --output, then run again"
+            ) from error
+        raise

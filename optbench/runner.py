@@ -16,7 +16,7 @@ from optbench.base_model import read_origin
 from optbench.encoder import ENGINE_FILE
 from optbench.errors import MachineError
 from optbench.evidence import NumbersGauge, baseline_cells, make_record, time_serving, time_stages
-from optbench.machine import Isa, free_disk, read_machine
+from optbench.machine import Isa, free_disk, full_disk_errors, read_machine
 from optbench.plan import Cache, Plan, make_plan, start_index
 from optbench.recipe import Recipe
 from optbench.record import Record, write_record
@@ -162,7 +162,7 @@ def export_artifact(artifact: Artifact, record: Record, verdict: Verdict, output
     with tempfile.TemporaryDirectory(prefix=f".staging-{record.recipe.name}-", dir=output, ignore_cleanup_errors=True) as scratch:
         staging = Path(scratch) / "out"
         staging.mkdir()
-        try:
+        with full_disk_errors(staging):
             for name in artifact.manifest.files:
                 target = staging / name
                 target.parent.mkdir(parents=True, exist_ok=True)
@@ -174,8 +174,6 @@ def export_artifact(artifact: Artifact, record: Record, verdict: Verdict, output
                 shutil.copytree(earlier, staging / "records")
             write_record(record, staging / "records")
             (staging / "README.md").write_text(render_card(record, verdict), encoding="utf-8")
-        except OSError as error:
-            raise MachineError(f"{folder}: cannot be written: {error.strerror}; free some space and run again") from error
         seal(staging, folder, artifact.kind, artifact.weights)
     return folder
 

@@ -1,6 +1,5 @@
 """Making artifacts: each step in a process of its own, sealed into the cache, verified before it is used again."""
 
-import errno
 import logging
 import os
 import shutil
@@ -17,8 +16,8 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter
 from optbench.artifact import Artifact, Weights, open_artifact, seal
 from optbench.base_model import Base, obtain_base
 from optbench.engines import Engine
-from optbench.errors import ArtifactError, MachineError, OptbenchError, StepError
-from optbench.machine import read_machine
+from optbench.errors import ArtifactError, StepError
+from optbench.machine import full_disk_errors, read_machine
 from optbench.measure.latency import price_folders
 from optbench.plan import Cache, step_key
 from optbench.recipe import Recipe
@@ -32,8 +31,6 @@ logger = logging.getLogger(__name__)
 
 # Few rounds settle what a fusion gains; the record's own timing is longer.
 PRICE_ROUNDS = 7
-# Less than this left after a step failed means that it failed for want of disk, whatever its library called it.
-FULL_DISK_BYTES = 32 * 1024 * 1024
 
 
 class Listener(Protocol):
@@ -147,15 +144,8 @@ def serve_step(payload: dict[str, Any], progress: Callable[[str, float | None], 
         progress=progress,
     )
     start = time.perf_counter()
-    try:
+    with full_disk_errors(out):
         report = step.run(source, out, context)
-    except OptbenchError:
-        raise
-    except Exception as error:
-        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        if full or shutil.disk_usage(out).free < FULL_DISK_BYTES:
-            raise MachineError(f"{out}: the disk is full; free some space or name another folder with --cache, then run again") from error
-        raise
     made = Made(report=report, seconds=time.perf_counter() - start, peak_rss_bytes=peak_rss_bytes())
     yield made.model_dump(mode="json")
 
@@ -177,7 +167,7 @@ def make_stage(
 
     Raises:
         StepError: from the step, with its label in front.
-        MachineError: no disk, no memory.
+        MachineError: the disk is full, or the step's process was killed.
     """
     listener.begin(label)
     engine = recipe.engine_for(step.gives).model_dump(mode="json")
@@ -210,10 +200,8 @@ def make_stage(
         report = cache.report(key)
         report.parent.mkdir(parents=True, exist_ok=True)
         draft = Path(staging) / "report.json"
-        try:
+        with full_disk_errors(draft.parent):
             draft.write_text(made.model_dump_json(), encoding="utf-8")
-        except OSError as error:
-            raise MachineError(f"{report}: cannot be written: {error.strerror}; free some space and run again") from error
         draft.replace(report)
         artifact = seal(out, cache.artifact(key), step.gives, source.weights)
     listener.end(f"{made.seconds:.1f} s, peak {made.peak_rss_bytes / 1e9:.2f} GB")

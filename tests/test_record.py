@@ -82,5 +82,5 @@ def test_unlike_records_are_not_compared(change: dict[str, object], said: str, m
 def test_records_of_different_machines_are_not_compared(make_record: MakeRecord) -> None:
     record = make_record()
     other = record.model_copy(update={"machine": record.machine.model_copy(update={"cpu": "another"})})
-    with pytest.raises(RecordError, match="machine: .* and another"):
+    with pytest.raises(RecordError, match=r"machine: .* and another"):
         check_comparable([record, other])

@@ -1,12 +1,12 @@
 """The main job on a tiny model: cached, resumable, nothing half-written whatever ends it."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +17,7 @@ from optbench.errors import MachineError, StepError
 from optbench.plan import Cache
 from optbench.recipe import Recipe, load_recipe
 from optbench.record import newest_record
-from optbench.runner import Options, apply, plan
+from optbench.runner import Applied, Options, apply, plan
 
 STEPS = "  - step: export_onnx\n  - step: convert_openvino\n  - step: quantize_static\n"
 
@@ -43,13 +43,13 @@ class Listening:
         return [label for label, outcome in self.ended if outcome == "cached"]
 
 
-@pytest.fixture
-def write_recipe(tmp_path: Path, make_checkpoint: Callable[..., Artifact]) -> Callable[..., Path]:
-    def write(steps: str = STEPS, name: str = "tiny", more: str = "") -> Path:
-        path = tmp_path / f"{name}.yaml"
+@pytest.fixture(scope="module")
+def write_recipe(tmp_path_factory: pytest.TempPathFactory, make_checkpoint: Callable[..., Artifact]) -> Callable[..., Path]:
+    def write(steps: str = STEPS) -> Path:
+        path = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
         path.write_text(
             f"""\
-name: {name}
+name: tiny
 base:
   source: path:{make_checkpoint().path}
   license: MIT
@@ -62,12 +62,27 @@ steps:
 {steps}workload: {{lengths: [8, 16], rounds: 6}}
 calibration: {{texts: 16}}
 fidelity: {{cosine_mean_min: 0.9, cosine_min: 0.5, texts: 32}}
-{more}""",
+""",
             encoding="utf-8",
         )
         return path
 
     return write
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, write_recipe: Callable[..., Path]) -> tuple[Recipe, Path, Applied]:
+    """A recipe that has run once, and the folder that holds its cache and output."""
+    recipe = load_recipe(write_recipe("  - step: export_onnx\n  - step: convert_openvino\n"))
+    root = tmp_path_factory.mktemp("finished")
+    return recipe, root, apply(recipe, Options(cache=Cache(root / "cache"), output=root / "exported"))
+
+
+@pytest.fixture
+def finished_options(finished: tuple[Recipe, Path, Applied], options: Options, tmp_path: Path) -> Options:
+    """A copy of the finished run, to go on from."""
+    shutil.copytree(finished[1], tmp_path, dirs_exist_ok=True)
+    return options
 
 
 @pytest.fixture
@@ -101,42 +116,42 @@ def test_apply_leaves_a_whole_artifact_with_its_evidence(write_recipe: Callable[
     assert_nothing_half_written(options)
 
 
-def test_second_run_does_no_step_again_and_keeps_the_first_record(write_recipe: Callable[..., Path], options: Options) -> None:
-    recipe = load_recipe(write_recipe("  - step: export_onnx\n"))
-    first = apply(recipe, options)
+def test_second_run_does_no_step_again_and_keeps_the_first_record(
+    finished: tuple[Recipe, Path, Applied], finished_options: Options
+) -> None:
+    recipe, _, first = finished
     listening = Listening()
-    second = apply(recipe, options, listening)
-    assert "0 export_onnx" in listening.cached
-    assert second.record.points[-1].artifact_sha256 == first.record.points[-1].artifact_sha256
+    second = apply(recipe, finished_options, listening)
+    assert listening.cached == ["0 export_onnx", "1 convert_openvino", "baseline export"]
+    assert second.record.final.artifact_sha256 == first.record.final.artifact_sha256
     assert len(list((second.folder / "records").glob("*.json"))) == 2
 
 
-def test_from_makes_the_named_step_and_later_ones_again(write_recipe: Callable[..., Path], options: Options) -> None:
-    recipe = load_recipe(write_recipe("  - step: export_onnx\n  - step: convert_openvino\n"))
-    apply(recipe, options)
-    again = Options(cache=options.cache, output=options.output, from_step="convert_openvino")
+def test_from_makes_the_named_step_and_later_ones_again(finished: tuple[Recipe, Path, Applied], finished_options: Options) -> None:
+    recipe = finished[0]
+    again = replace(finished_options, from_step="convert_openvino")
     assert [step.state for step in plan(recipe, again).steps] == ["cached", "run"]
     listening = Listening()
     apply(recipe, again, listening)
-    assert "0 export_onnx" in listening.cached
-    assert "1 convert_openvino" not in listening.cached
+    assert listening.cached == ["0 export_onnx", "baseline export"]
 
 
-def test_corrupted_cache_entry_is_made_again(write_recipe: Callable[..., Path], options: Options, caplog: pytest.LogCaptureFixture) -> None:
-    recipe = load_recipe(write_recipe("  - step: export_onnx\n"))
-    first = apply(recipe, options)
-    key = plan(recipe, options).steps[0].key
+def test_corrupted_cache_entry_is_made_again(
+    finished: tuple[Recipe, Path, Applied], finished_options: Options, caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe, _, first = finished
+    key = plan(recipe, finished_options).steps[1].key
     assert key is not None
-    graph = options.cache.artifact(key) / "onnx" / "model.onnx"
-    content = bytearray(graph.read_bytes())
+    weights = finished_options.cache.artifact(key) / "openvino" / "openvino_model.bin"
+    content = bytearray(weights.read_bytes())
     content[len(content) // 2] ^= 1
-    graph.write_bytes(content)
+    weights.write_bytes(content)
     listening = Listening()
-    second = apply(recipe, options, listening)
-    assert "0 export_onnx" not in listening.cached
+    second = apply(recipe, finished_options, listening)
+    assert listening.cached == ["0 export_onnx", "baseline export"]
     assert "made again" in caplog.text
     assert second.record.final.artifact_sha256 == first.record.final.artifact_sha256
-    assert_nothing_half_written(options)
+    assert_nothing_half_written(finished_options)
 
 
 def test_broken_step_stops_the_run_and_is_named(write_recipe: Callable[..., Path], options: Options) -> None:
@@ -152,7 +167,7 @@ def test_broken_step_stops_the_run_and_is_named(write_recipe: Callable[..., Path
 
 def test_random_weights_are_said_everywhere_and_accuracy_is_not_judged(write_recipe: Callable[..., Path], options: Options) -> None:
     recipe = load_recipe(write_recipe("  - step: export_onnx\n"))
-    applied = apply(recipe, Options(cache=options.cache, output=options.output, weights="random"))
+    applied = apply(recipe, replace(options, weights="random"))
     assert applied.record.weights == "random"
     assert not any(point.accuracy for point in applied.record.points)
     assert all("speed-up" in finding.about for finding in applied.verdict.findings)
@@ -211,24 +226,28 @@ def test_kill_at_any_stage_loses_at_most_that_stage(write_recipe: Callable[..., 
 
 
 def test_interrupt_stops_with_its_own_status_and_leaves_no_process(write_recipe: Callable[..., Path], options: Options) -> None:
-    process = subprocess.Popen(command(write_recipe(), options), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
-    assert process.stderr is not None
-    for line in process.stderr:
-        if "  0 export_onnx:" in line:
-            break
-    os.kill(process.pid, signal.SIGINT)
-    rest = process.stderr.read()  # ends when the last process that holds the pipe is gone
-    assert process.wait() == 130
+    with subprocess.Popen(command(write_recipe(), options), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "  0 export_onnx:" in line:
+                break
+        process.send_signal(signal.SIGINT)
+        rest = process.stderr.read()  # ends when the last process that holds the pipe is gone
+    assert process.returncode == 130
     assert "the next run goes on from there" in rest
     assert "Traceback" not in rest
     assert_nothing_half_written(options)
 
 
-def test_full_disk_while_a_step_writes_is_one_clear_error(write_recipe: Callable[..., Path], options: Options) -> None:
+@pytest.mark.parametrize("kilobytes", [8, 64, 90])
+def test_full_disk_while_something_is_written_is_one_clear_error(
+    kilobytes: int, write_recipe: Callable[..., Path], options: Options
+) -> None:
     """The largest file that the processes may write is bounded, which libraries meet like a full disk."""
-    limited = ["bash", "-c", 'ulimit -f 8 && exec "$0" "$@"', *command(write_recipe(), options)]
+    limited = ["bash", "-c", f'ulimit -f {kilobytes} && exec "$0" "$@"', *command(write_recipe(), options)]
     done = subprocess.run(limited, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
+    assert done.returncode == 2, done.stderr
+    assert "error: " in done.stderr
     assert "Traceback" not in done.stderr
     assert_nothing_half_written(options)
 

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 
 from optbench.artifact import Artifact
 from optbench.engines import Engine
-from optbench.machine import Isa
+from optbench.machine import Isa, full_disk_errors
 from optbench.worker import Worker
 
 __all__ = ["BATCH_SIZE", "TextEncoder"]
@@ -41,7 +41,9 @@ def serve_texts(payload: dict[str, Any], progress: Callable[[str, float | None],
             progress("encoding", start / len(order))
             part = order[start : start + CHUNK]
             rows[part] = encoder.encode([texts[index] for index in part], prompt=request["prompt"], batch_size=request["batch_size"])
-        np.save(request["out"], rows)
+        out = Path(request["out"])
+        with full_disk_errors(out.parent):
+            np.save(out, rows)
 
 
 class TextEncoder:

@@ -42,6 +42,8 @@ def read_memory(status: Path = Path("/proc/self/status")) -> MemorySample:
             key, _, value = line.partition(":")
             if value.endswith("kB"):
                 values[key] = int(value.split()[0]) * 1024
-        return MemorySample(**{name: values[key] for name, key in FIELDS.items()})
+        sample = MemorySample(**{name: values[key] for name, key in FIELDS.items()})
     except (OSError, ValueError, KeyError) as error:
         raise MeasureError(f"{status}: no {', '.join(FIELDS.values())} in it ({error}); measure on Linux 4.5 or later") from error
+    # The kernel keeps its mark when memory is given back, so until then the mark may lie below what is resident now.
+    return sample.model_copy(update={"peak_rss_bytes": max(sample.peak_rss_bytes, sample.rss_bytes)})

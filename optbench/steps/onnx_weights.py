@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from optbench.artifact import Artifact, Kind
-from optbench.errors import StepError
+from optbench.errors import MachineError, StepError
 from optbench.steps.base import Refusal
 
 if TYPE_CHECKING:
@@ -70,7 +70,11 @@ def read_onnx(source: Artifact) -> "ir.Model":
 
 
 def write_onnx(model: "ir.Model", out: Path) -> None:
-    """Write a graph as that of an artifact, its weights in `model.onnx_data` when they are large; one tensor in memory at a time."""
+    """Write a graph as that of an artifact, its weights in `model.onnx_data` when they are large; one tensor in memory at a time.
+
+    Raises:
+        MachineError: it could not be written (a full disk).
+    """
     import onnx_ir as ir
     from onnx_ir.passes import common
 
@@ -78,7 +82,14 @@ def write_onnx(model: "ir.Model", out: Path) -> None:
     path = out / Kind.ONNX.main_file
     path.parent.mkdir(parents=True, exist_ok=True)
     size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
-    ir.save(model, path, external_data=f"{path.name}_data" if size > INLINE_BYTES_MAX else None)
+    external = size > INLINE_BYTES_MAX
+    if not external:
+        # What is left of a large source's weights would still point to its data file.
+        ir.external_data.load_to_model(model)
+    try:
+        ir.save(model, path, external_data=f"{path.name}_data" if external else None)
+    except OSError as error:
+        raise MachineError(f"{path}: cannot be written: {error.strerror}; free some space and run again") from error
 
 
 @dataclass(frozen=True)

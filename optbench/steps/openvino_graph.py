@@ -212,15 +212,12 @@ def transpose_weights(matmuls: Iterable[WeightMatMul]) -> int:
             constant = ov.op.Constant(tensor, shared_memory=True)
             constant.set_friendly_name(name)
             replaced[name] = constant
-        if matmul.node.input_value(1).get_node().get_type_name() == "Convert":  # case 2
-            convert = matmul.node.input_value(1).get_node()
-            new = convert.clone_with_new_inputs([replaced[name].output(0)])
-            new.set_friendly_name(convert.get_friendly_name())
-            for key, value in convert.get_rt_info().items():  # "decompression" keeps the constant f16 in memory
-                new.get_rt_info()[key] = value
+        above = matmul.node.input_value(1).get_node()
+        if above.get_type_name() == "Convert":  # case 2
+            above.input(0).replace_source_output(replaced[name].output(0))
+            above.constructor_validate_and_infer_types()
         else:  # case 1
-            new = replaced[name]
-        matmul.node.input(1).replace_source_output(new.output(0))
+            matmul.node.input(1).replace_source_output(replaced[name].output(0))
         matmul.node.set_attribute("transpose_b", True)
         count += 1
     return count
@@ -263,35 +260,34 @@ def quiet_nncf() -> Iterator[tuple[ModuleType, list[str]]]:
         def emit(self, record: logging.LogRecord) -> None:
             messages.append(f"{record.levelname}: {record.getMessage()}")
 
-    nncf = _import_nncf()
-    logger = logging.getLogger("nncf")
-    before = logger.handlers, logger.propagate, logger.level
-    logger.handlers, logger.propagate = [Collect()], False
-    logger.setLevel(logging.INFO)
-    try:
-        # rich, which draws NNCF's progress bars, looks sys.stdout up at each call.
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+    # rich, which draws NNCF's progress bars, looks sys.stdout up at each call.
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()), _hide_imports():
+        nncf = importlib.import_module("nncf")
+        logger = logging.getLogger("nncf")
+        before = logger.handlers, logger.propagate, logger.level
+        logger.handlers, logger.propagate = [Collect()], False
+        logger.setLevel(logging.INFO)
+        try:
             yield nncf, messages
-    finally:
-        logger.handlers, logger.propagate = before[:2]
-        logger.setLevel(before[2])
+        finally:
+            logger.handlers, logger.propagate = before[:2]
+            logger.setLevel(before[2])
 
 
-def _import_nncf() -> ModuleType:
-    if "nncf" in sys.modules:
-        return sys.modules["nncf"]
+@contextlib.contextmanager
+def _hide_imports() -> Iterator[None]:
+    """Make two imports fail that NNCF can do without.
+
+    Telemetry would write to the home folder and open connections. torch, which NNCF needs for torch models only and imports
+    whenever it can, would add 190 MB and most of a second; where it is loaded already it stays visible.
+    """
     modules: dict[str, ModuleType | None] = sys.modules  # type: ignore[assignment]  # None makes an import fail, as documented
-    # Telemetry would write to the home folder and open connections; where openvino has loaded it, it is hidden from NNCF.
-    # torch, which NNCF needs for torch models only, would add 190 MB and most of a second.
-    telemetry = modules.get("openvino_telemetry")
-    hide_torch = "torch" not in modules
-    modules["openvino_telemetry"] = None
-    if hide_torch:
-        modules["torch"] = None
+    names = ["openvino_telemetry"] if "torch" in modules else ["openvino_telemetry", "torch"]
+    before = {name: modules[name] for name in names if name in modules}
+    modules.update(dict.fromkeys(names))
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            return importlib.import_module("nncf")
+        yield
     finally:
-        modules["openvino_telemetry"] = telemetry
-        if hide_torch:
-            del modules["torch"]
+        for name in names:
+            del modules[name]
+        modules.update(before)

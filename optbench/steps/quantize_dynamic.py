@@ -42,7 +42,7 @@ class QuantizeDynamic(BaseStep):
     takes: ClassVar[frozenset[Kind]] = frozenset({Kind.ONNX})
     gives: ClassVar[Kind] = Kind.ONNX
     version: ClassVar[int] = 1
-    libraries: ClassVar[tuple[str, ...]] = ("onnx-ir",)
+    libraries: ClassVar[tuple[str, ...]] = ("onnx-ir", "numpy")
 
     step: Literal["quantize_dynamic"] = "quantize_dynamic"
     per_channel: bool = Field(default=True, description="A scale for each output column instead of one for the whole weight.")

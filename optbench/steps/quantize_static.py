@@ -5,6 +5,7 @@ SmoothQuant is done here and not by NNCF, whose own holds the body's weights thr
 tables take no part in any product and stay as they are: `compress_tables` is for them.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from optbench.artifact import Artifact, Kind, copy_companions
-from optbench.errors import StepError
+from optbench.errors import MachineError, StepError
 from optbench.machine import free_disk
 from optbench.steps.base import BaseStep, Refusal, StepContext, StepReport
 from optbench.steps.calibration import CalibrationInput, calibration_inputs
@@ -95,13 +96,28 @@ class QuantizeStatic(BaseStep):
         modules = {matmul.node.get_friendly_name(): matmul.module for matmul in matmuls}
         excluded = {name for name, hit in zip(modules, hits, strict=False) if hit}
         unfit = tuple(refusal for refusal, hit in zip(refused, hits[len(matmuls) :], strict=True) if not hit)
-        return _Scope(modules, frozenset(excluded), unfit)
+        scope = _Scope(modules, frozenset(excluded), unfit)
+        self._check_expected(len(modules) - len(excluded), "can be", scope, unfit, where)  # before minutes of calibration
+        return scope
+
+    def _check_expected(self, count: int, verb: str, scope: "_Scope", refused: Sequence[Refusal], where: str) -> None:
+        """Refuse fewer weight MatMuls than expected, or none."""
+        expected = max(len(scope.modules) - len(scope.excluded) + len(scope.unfit) if self.expect is None else self.expect, 1)
+        if count < expected:
+            reasons = "; ".join(f"{refusal.node}: {refusal.reason}" for refusal in refused) or "none, the graph holds no more"
+            raise StepError(
+                f"{where}: {count} weight MatMuls {verb} quantized, {expected} are expected; left alone: {reasons}; "
+                "exclude them by name, set expect, or correct the step before"
+            )
 
     def _write_smoothed(self, source: Artifact, scope: "_Scope", inputs: list[CalibrationInput], context: StepContext) -> tuple[Path, int]:
         """Write the smoothed graph to the scratch folder; its weights are in memory here and nowhere else.
 
         Returns:
             The graph, and how many activations were smoothed.
+
+        Raises:
+            MachineError: it could not be written (a full disk).
         """
         import openvino as ov
 
@@ -113,7 +129,10 @@ class QuantizeStatic(BaseStep):
         context.progress("smoothing weights", None)
         smooth(groups, maxima, self.smooth_quant_alpha or 0.0)
         path = context.scratch / "smoothed.xml"
-        ov.save_model(model, path, compress_to_fp16=False)
+        try:
+            ov.save_model(model, path, compress_to_fp16=False)
+        except RuntimeError as error:
+            raise MachineError(f"{path}: the smoothed model cannot be written; free some space and run again") from error
         return path, len(groups)
 
     def _quantize(self, graph: Path, scope: "_Scope", inputs: list[CalibrationInput], context: StepContext) -> "ov.Model":
@@ -156,13 +175,7 @@ class QuantizeStatic(BaseStep):
                     refused.append(Refusal(rule="weight_matmul", node=scope.modules[name], reason=reason))
             else:
                 activations += integer
-        expected = len(scope.modules) - len(scope.excluded) + len(scope.unfit) if self.expect is None else self.expect
-        if weights < max(expected, 1):
-            reasons = "; ".join(f"{refusal.node}: {refusal.reason}" for refusal in refused) or "none, the graph holds no more"
-            raise StepError(
-                f"{where}: {weights} weight MatMuls were quantized, {max(expected, 1)} are expected; left alone: {reasons}; "
-                "exclude them by name, set expect, or correct the step before"
-            )
+        self._check_expected(weights, "were", scope, refused, where)
         return {"MatMul": weights, "MatMul of two activations": activations}, tuple(refused)
 
 

@@ -115,7 +115,7 @@ def smooth(groups: Sequence[Sequence[WeightMatMul]], maxima: Sequence[NDArray[np
         divisor.set_friendly_name(f"{name}/scale")
         smoothed = opset.multiply(activation, divisor, name=name)
         for matmul in readers:
-            weight = matmul.constant.data
+            weight = matmul.constant.get_data(dtype=np.float32)
             tensor = ov.Tensor(ov.Type.f32, ov.Shape(list(weight.shape)))
             np.multiply(weight, scale if matmul.transposed else scale[:, None], out=tensor.data)
             constant = ov.op.Constant(tensor, shared_memory=True)
@@ -126,6 +126,6 @@ def smooth(groups: Sequence[Sequence[WeightMatMul]], maxima: Sequence[NDArray[np
 
 def _row_maxima(matmul: WeightMatMul) -> NDArray[np.float32]:
     """The largest magnitude among the weights that read each input channel, (in,)."""
-    weight, axis = matmul.constant.data, 0 if matmul.transposed else 1
+    weight, axis = matmul.constant.get_data(dtype=np.float32), 0 if matmul.transposed else 1
     largest: NDArray[np.float32] = np.maximum(weight.max(axis=axis), -weight.min(axis=axis)).astype(np.float32)
     return largest
