@@ -80,7 +80,9 @@ class _Watch:
         if self._task is not None:
             self._progress.remove_task(self._task)
             self._task = None
-        self._console.print(f"{time.monotonic() - self._start:7.1f} s  {self._label}: {outcome}", markup=False, highlight=False, soft_wrap=True)
+        self._console.print(
+            f"{time.monotonic() - self._start:7.1f} s  {self._label}: {outcome}", markup=False, highlight=False, soft_wrap=True
+        )
 
 
 @contextmanager

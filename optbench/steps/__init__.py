@@ -5,27 +5,31 @@ from typing import Annotated
 from pydantic import Field
 
 from optbench.steps.base import BaseStep, StepContext, StepReport
+from optbench.steps.compress_tables import CompressTables
 from optbench.steps.compress_weights import CompressWeights
 from optbench.steps.convert_openvino import ConvertOpenvino
 from optbench.steps.export_onnx import ExportOnnx
 from optbench.steps.fuse_graph import FuseGraph
 from optbench.steps.quantize_dynamic import QuantizeDynamic
 from optbench.steps.quantize_static import QuantizeStatic
+from optbench.steps.quantize_static_qdq import QuantizeStaticQdq
 
 __all__ = [
     "BaseStep",
+    "CompressTables",
     "CompressWeights",
     "ConvertOpenvino",
     "ExportOnnx",
     "FuseGraph",
     "QuantizeDynamic",
     "QuantizeStatic",
+    "QuantizeStaticQdq",
     "Step",
     "StepContext",
     "StepReport",
 ]
 
 Step = Annotated[
-    ExportOnnx | FuseGraph | ConvertOpenvino | QuantizeDynamic | QuantizeStatic | CompressWeights,
+    ExportOnnx | FuseGraph | ConvertOpenvino | QuantizeDynamic | QuantizeStatic | QuantizeStaticQdq | CompressWeights | CompressTables,
     Field(discriminator="step"),
 ]

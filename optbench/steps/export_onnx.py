@@ -23,9 +23,10 @@ from pydantic import Field
 
 from optbench.artifact import Artifact, Kind, copy_companions
 from optbench.checkpoint import Body, build_module, describe
-from optbench.errors import MachineError, StepError
+from optbench.errors import StepError
 from optbench.machine import free_disk
 from optbench.steps.base import BaseStep, StepContext, StepReport
+from optbench.steps.onnx_file import write_onnx
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -37,9 +38,6 @@ INPUTS = ("input_ids", "attention_mask")
 OUTPUTS = ("last_hidden_state", "sentence_embedding")
 # The attribute of optbench.checkpoint's module that holds the transformer; dropped from every name.
 BODY = "body"
-# Above this the weights go to model.onnx_data: protobuf stops at 2 GB, and ONNX Runtime maps a data file but copies a protobuf.
-# Its peak RSS on a body of 1.34 GB is 1.75 GB inline and 1.23 GB external; on one of 90 MB, which is handier as one file, 186 and 101 MB.
-INLINE_BYTES_MAX = 100 * 1000 * 1000
 # Elements of the largest constant that may be merged with an equal one: shapes and scalars, never a bias that happens to be zero.
 MERGED_ELEMENTS_MAX = 16
 # torch 2.13, torch/onnx/_internal/exporter/_core.py: the module path of a node, outermost first, then the fx node's own name.
@@ -83,7 +81,7 @@ class ExportOnnx(BaseStep):
             _name_after_modules(model)
             matched = check_operators(model, body, source.path)
             context.progress("writing the graph", None)
-            external = _save(model, out)
+            external = write_onnx(model, out)
         copy_companions(source.path, out)
         return StepReport(
             matched=matched,
@@ -277,22 +275,3 @@ def check_operators(model: "ir.Model", body: Body, where: Path) -> dict[str, int
             "check hidden_act and num_hidden_layers in its config.json, and the versions of torch and onnxscript"
         )
     return {name: found[name] for name in wanted}
-
-
-def _save(model: "ir.Model", out: Path) -> bool:
-    """Write the model; returns whether its weights went to `model.onnx_data`.
-
-    Raises:
-        MachineError: it could not be written.
-    """
-    import onnx_ir as ir
-
-    path = out / Kind.ONNX.main_file
-    size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
-    external = size > INLINE_BYTES_MAX
-    try:
-        path.parent.mkdir()
-        ir.save(model, path, external_data=f"{path.name}_data" if external else None)
-    except OSError as error:
-        raise MachineError(f"{path}: cannot be written: {error.strerror}; free some space and run again") from error
-    return external

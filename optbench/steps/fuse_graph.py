@@ -18,7 +18,8 @@ from optbench.errors import StepError
 from optbench.machine import free_disk
 from optbench.steps.base import BaseStep, Price, Refusal, StepContext, StepReport
 from optbench.steps.fusions import FUSIONS, Outcome
-from optbench.steps.fusions.candidates import Candidates, save_model, weight_bytes
+from optbench.steps.fusions.candidates import Candidates
+from optbench.steps.onnx_file import read_onnx, weight_bytes, write_onnx
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -90,7 +91,7 @@ class FuseGraph(BaseStep):
                 f"fuse_graph: {', '.join(by_price)} is kept only if it is faster, and nothing here can time it; "
                 "run it with optbench apply, or set `keep: always`"
             )
-        model = _load(source)
+        model = read_onnx(source)
         # The output; to compare by price, also the unfused graph and every fusion's new weights, which are less than the old.
         copies = 3 if by_price else 1
         free_disk(out, copies * weight_bytes(model), "the fused graphs" if by_price else "the fused graph")
@@ -98,7 +99,7 @@ class FuseGraph(BaseStep):
         self._fuse_all(source, model.clone())
         model, report = self._fuse_by_price(source, model, context)
         context.progress("writing the graph", None)
-        save_model(model, out)
+        write_onnx(model, out)
         copy_companions(source.path, out)
         return report
 
@@ -190,14 +191,3 @@ def time_ratio(without_ms: Mapping[int, float], with_ms: Mapping[int, float]) ->
 
 def _by_length(latency_ms: Mapping[int, float]) -> dict[str, JsonValue]:
     return {str(length): round(latency_ms[length], 4) for length in sorted(latency_ms)}
-
-
-def _load(source: Artifact) -> "ir.Model":
-    """The graph with its weights mapped, not read."""
-    import onnx_ir as ir
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-
-    try:
-        return ir.load(source.main_file)
-    except (DecodeError, OSError, ValueError) as error:
-        raise StepError(f"{source.main_file}: not a readable ONNX graph: {error}; make the artifact again") from error

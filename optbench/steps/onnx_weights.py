@@ -17,14 +17,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from optbench.artifact import Artifact, Kind
-from optbench.errors import MachineError, StepError
+from optbench.errors import StepError
 from optbench.steps.base import Refusal
 
 if TYPE_CHECKING:
@@ -38,58 +36,18 @@ __all__ = [
     "compress_tables",
     "initializer",
     "quantize_columns",
-    "read_onnx",
     "release",
+    "remove_unused",
     "select_products",
     "store_columns",
     "weight_array",
-    "write_onnx",
 ]
 
-# Above this the weights go to model.onnx_data: protobuf stops at 2 GB, and an engine maps a data file where it would copy a protobuf.
-INLINE_BYTES_MAX = 100 * 1000 * 1000
 # A table with fewer rows (token types, say) is not worth two more nodes.
 TABLE_ROWS_MIN = 256
 
 Tables = Literal["fp32", "fp16", "int8"]
 WeightType = Literal["int8", "uint8"]
-
-
-def read_onnx(source: Artifact) -> "ir.Model":
-    """Read an artifact's graph; external weights stay in their file and are mapped when they are looked at.
-
-    Raises:
-        StepError: the file is not an ONNX model.
-    """
-    import onnx_ir as ir
-
-    try:
-        return ir.load(source.main_file)
-    except Exception as error:  # protobuf and onnx_ir raise classes of their own for a broken file
-        raise StepError(f"{source.main_file}: cannot be read as ONNX: {error}; make the artifact again") from error
-
-
-def write_onnx(model: "ir.Model", out: Path) -> None:
-    """Write a graph as that of an artifact, its weights in `model.onnx_data` when they are large; one tensor in memory at a time.
-
-    Raises:
-        MachineError: it could not be written (a full disk).
-    """
-    import onnx_ir as ir
-    from onnx_ir.passes import common
-
-    common.RemoveUnusedNodesPass()(model)  # and the initializers that nothing reads any more
-    path = out / Kind.ONNX.main_file
-    path.parent.mkdir(parents=True, exist_ok=True)
-    size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
-    external = size > INLINE_BYTES_MAX
-    if not external:
-        # What is left of a large source's weights would still point to its data file.
-        ir.external_data.load_to_model(model)
-    try:
-        ir.save(model, path, external_data=f"{path.name}_data" if external else None)
-    except OSError as error:
-        raise MachineError(f"{path}: cannot be written: {error.strerror}; free some space and run again") from error
 
 
 @dataclass(frozen=True)
@@ -394,3 +352,10 @@ def _int8_table(graph: "ir.Graph", table: "ir.Value") -> tuple["ir.Value", "ir.V
         values[start : start + block] = columns.values.T
         scale[start : start + block, 0] = columns.scale
     return initializer(graph, f"{table.name}_int8", values), initializer(graph, f"{table.name}_row_scale", scale)
+
+
+def remove_unused(model: "ir.Model") -> None:
+    """Drop the nodes and the initializers that nothing reads any more."""
+    from onnx_ir.passes import common
+
+    common.RemoveUnusedNodesPass()(model)

@@ -16,18 +16,18 @@ from pydantic import Field
 from optbench.artifact import Artifact, Kind, copy_companions
 from optbench.machine import free_disk
 from optbench.steps.base import BaseStep, StepContext, StepReport
+from optbench.steps.onnx_file import read_onnx, write_onnx
 from optbench.steps.onnx_weights import (
     QuantizedColumns,
     Tables,
     WeightProduct,
     compress_tables,
     quantize_columns,
-    read_onnx,
     release,
+    remove_unused,
     select_products,
     store_columns,
     weight_array,
-    write_onnx,
 )
 
 if TYPE_CHECKING:
@@ -76,6 +76,8 @@ class QuantizeDynamic(BaseStep):
             _rewrite(model.graph, product, rounded[product.weight], activations)
         tables = compress_tables(model, self.tables)
         context.progress("writing the model", None)
+        remove_unused(model)
+        remove_unused(model)
         write_onnx(model, out)
         copy_companions(source.path, out)
         return StepReport(

@@ -19,6 +19,7 @@ from optbench.errors import StepError
 from optbench.machine import free_disk
 from optbench.steps.base import BaseStep, StepContext, StepReport
 from optbench.steps.calibration import CalibrationInput, calibration_inputs
+from optbench.steps.onnx_file import read_onnx, write_onnx
 from optbench.steps.onnx_ranges import (
     ActivationScale,
     Method,
@@ -33,12 +34,11 @@ from optbench.steps.onnx_weights import (
     compress_tables,
     initializer,
     quantize_columns,
-    read_onnx,
     release,
+    remove_unused,
     select_products,
     store_columns,
     weight_array,
-    write_onnx,
 )
 from optbench.steps.smoothing import smoothing_scale
 
@@ -95,6 +95,8 @@ class QuantizeStaticQdq(BaseStep):
             self._rewrite(model.graph, activation, products, divisors[done], scales[done], reduce_range)
         tables = compress_tables(model, self.tables)
         context.progress("writing the model", None)
+        remove_unused(model)
+        remove_unused(model)
         write_onnx(model, out)
         copy_companions(source.path, out)
         lengths = [entry["input_ids"].shape[1] for entry in inputs]

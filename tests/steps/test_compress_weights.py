@@ -131,9 +131,6 @@ def weight_elements(artifact: Artifact) -> dict[str, str]:
     return found
 
 
-# --- what is compressed -------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("options", "element"),
     [
@@ -215,9 +212,6 @@ def test_last_layer_goes_to_the_backup_without_all_layers(tiny: Artifact, run: C
     assert report.matched == {"i4": 11, "u8": 1}
 
 
-# --- how far the numbers move -------------------------------------------------------------------------------------------
-
-
 def test_int8_vectors_stay_close_to_their_source(tiny: Artifact, run: Callable[..., tuple[Artifact, StepReport]]) -> None:
     compressed, _ = run(tiny, weights="int8_asym")
     fidelity = measure_fidelity(embed(tiny, tiny, TEXTS), embed(compressed, tiny, TEXTS))
@@ -269,8 +263,7 @@ def test_real_model_keeps_its_measured_cosine(
 def test_broken_quantizer_is_seen_by_fidelity(minilm: Artifact) -> None:
     broken = make_broken_model(minilm, PRODUCTS)
     fidelity = measure_fidelity(embed(minilm, minilm, PRODUCTS), embed(broken, minilm, PRODUCTS))
-    print(fidelity)
-    assert fidelity.mean < 0.3
+    assert abs(fidelity.mean) < 0.3  # twelve vectors of 384 without relation: 0 give or take 1 / sqrt(384 * 12); measured -.004
 
 
 def test_same_method_is_sound_once_weights_are_transposed(minilm: Artifact, run: Callable[..., tuple[Artifact, StepReport]]) -> None:
@@ -286,9 +279,6 @@ def test_nncf_gptq_on_untransposed_weights_still_refuses(minilm: Artifact) -> No
         nncf.compress_weights(
             model, mode=nncf.CompressWeightsMode.INT4_SYM, group_size=64, gptq=True, dataset=nncf.Dataset(inputs), subset_size=1
         )
-
-
-# --- the dynamic-quantization group -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -334,9 +324,6 @@ def test_group_that_openvino_would_ignore_is_an_error(
         StepError, match=rf"dynamic_quantization_group 64 does not divide .*\({shared}\).*use a multiple of 16 that divides"
     ):
         run(tiny, dynamic_quantization_group=64, **options)
-
-
-# --- errors -------------------------------------------------------------------------------------------------------------
 
 
 def test_pattern_that_matches_nothing_names_the_closest_modules(tiny: Artifact, run: Callable[..., tuple[Artifact, StepReport]]) -> None:

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from optbench.artifact import Artifact, Kind, open_artifact, seal
 from optbench.errors import MachineError, StepError
 from optbench.machine import read_machine
-from optbench.steps import export_onnx
+from optbench.steps import onnx_file
 from optbench.steps.base import StepContext, StepReport
 from optbench.steps.convert_openvino import ConvertOpenvino
 from optbench.steps.export_onnx import ExportOnnx
@@ -47,7 +47,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory, make_checkpoint: Callable
             context = StepContext(scratch=folder, machine=read_machine())
             with pytest.MonkeyPatch.context() as patch:
                 if external:
-                    patch.setattr(export_onnx, "INLINE_BYTES_MAX", 1000)
+                    patch.setattr(onnx_file, "INLINE_BYTES_MAX", 1000)
                 ExportOnnx().run(make_checkpoint(architecture, pooling), folder / "staging", context)
             made[key] = seal(folder / "staging", folder / "sealed", Kind.ONNX, "random")
         return made[key]

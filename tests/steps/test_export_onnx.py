@@ -23,7 +23,7 @@ from optbench.artifact import Artifact, Kind, open_artifact, seal
 from optbench.checkpoint import build_module, read_body
 from optbench.errors import MachineError, StepError
 from optbench.machine import read_machine
-from optbench.steps import export_onnx
+from optbench.steps import export_onnx, onnx_file
 from optbench.steps.base import StepContext, StepReport
 from optbench.steps.export_onnx import ExportOnnx, check_operators
 
@@ -220,7 +220,7 @@ def test_large_weights_go_to_a_data_file_and_the_numbers_stay(
     export: Callable[..., tuple[Artifact, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source, inline = export("BertModel", "mean")
-    monkeypatch.setattr(export_onnx, "INLINE_BYTES_MAX", 1000)
+    monkeypatch.setattr(onnx_file, "INLINE_BYTES_MAX", 1000)
     out, report = run_step(source, tmp_path)
     assert report.facts["external_data"] is True
     assert sorted(path.name for path in (out / "onnx").iterdir()) == ["model.onnx", "model.onnx_data"]

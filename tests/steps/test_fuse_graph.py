@@ -19,10 +19,10 @@ from pydantic import ValidationError
 from optbench.artifact import Artifact, Kind, open_artifact, seal
 from optbench.errors import MachineError, StepError
 from optbench.machine import read_machine
+from optbench.steps import onnx_file
 from optbench.steps.base import StepContext
 from optbench.steps.export_onnx import ExportOnnx
 from optbench.steps.fuse_graph import FuseGraph, time_ratio
-from optbench.steps.fusions import candidates
 
 Context = Callable[..., StepContext]
 
@@ -178,11 +178,11 @@ def test_nothing_is_timed_when_a_later_fusion_does_not_match(exported: Artifact,
     assert price.asked == []
 
 
-@pytest.mark.parametrize("inline_bytes_max", [candidates.INLINE_BYTES_MAX, 1000], ids=["inline weights", "external weights"])
+@pytest.mark.parametrize("inline_bytes_max", [onnx_file.INLINE_BYTES_MAX, 1000], ids=["inline weights", "external weights"])
 def test_output_embeds_alike_and_the_source_is_untouched(
     exported: Artifact, out: Path, make_context: Context, monkeypatch: pytest.MonkeyPatch, inline_bytes_max: int
 ) -> None:
-    monkeypatch.setattr(candidates, "INLINE_BYTES_MAX", inline_bytes_max)
+    monkeypatch.setattr(onnx_file, "INLINE_BYTES_MAX", inline_bytes_max)
     step = fuse_graph("attention", "bias_gelu", "skip_layer_norm", "embed_layer_norm")
     report = step.run(exported, out, make_context(price=FakePrice()))
     assert report.matched == {"attention": 2, "bias_gelu": 2, "skip_layer_norm": 4, "embed_layer_norm": 1}
@@ -201,7 +201,7 @@ def test_output_embeds_alike_and_the_source_is_untouched(
 def test_external_weights_of_a_source_are_written_once_for_all_candidates(
     exported: Artifact, tmp_path: Path, out: Path, make_context: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(candidates, "INLINE_BYTES_MAX", 1000)
+    monkeypatch.setattr(onnx_file, "INLINE_BYTES_MAX", 1000)
     (tmp_path / "first").mkdir()
     fuse_graph("embed_layer_norm", keep="always").run(exported, tmp_path / "first", make_context())
     source = seal(tmp_path / "first", tmp_path / "source", Kind.ONNX, "random")

@@ -9,42 +9,18 @@ from typing import TYPE_CHECKING
 
 from optbench.artifact import Kind, copy_companions
 from optbench.errors import MachineError
+from optbench.steps import onnx_file
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["INLINE_BYTES_MAX", "Candidates", "save_model", "weight_bytes"]
-
-# Above this the weights go to a data file: protobuf stops at 2 GB, and an engine maps a data file where it would copy a protobuf.
-INLINE_BYTES_MAX = 100 * 1000 * 1000
-# Shapes and scalars stay in the graph, where engines fold them.
-EXTERNAL_BYTES_MIN = 1024
+__all__ = ["Candidates"]
 
 
 def _constants(model: "ir.Model") -> "Iterator[tuple[ir.Value, ir.TensorProtocol]]":
     for value in model.graph.initializers.values():
         if value.const_value is not None:
             yield value, value.const_value
-
-
-def weight_bytes(model: "ir.Model") -> int:
-    """What the graph's constants take on disk."""
-    return sum(tensor.nbytes for _, tensor in _constants(model))
-
-
-def save_model(model: "ir.Model", folder: Path) -> None:
-    """Write an artifact's graph, tensor by tensor, with `model.onnx_data` beside it when the weights are large.
-
-    Raises:
-        MachineError: the disk is full.
-    """
-    import onnx_ir as ir
-
-    path = folder / Kind.ONNX.main_file
-    external = f"{path.name}_data" if weight_bytes(model) > INLINE_BYTES_MAX else None
-    with _disk(folder):
-        path.parent.mkdir()
-        ir.save(model, path, external_data=external, size_threshold_bytes=EXTERNAL_BYTES_MIN)
 
 
 @contextlib.contextmanager
@@ -83,7 +59,7 @@ class Candidates:
         with _disk(folder):
             path.parent.mkdir(parents=True)
             copy_companions(self.companions, folder)
-            if weight_bytes(model) > INLINE_BYTES_MAX:
+            if onnx_file.weight_bytes(model) > onnx_file.INLINE_BYTES_MAX:
                 model = model.clone()
                 self._write_new_tensors(model, path.parent, f"{name}.onnx_data")
                 self._refer_to_written_tensors(model, path.parent)
@@ -93,7 +69,9 @@ class Candidates:
     def _write_new_tensors(self, model: "ir.Model", folder: Path, location: str) -> None:
         import onnx_ir as ir
 
-        new = [tensor for _, tensor in _constants(model) if tensor.nbytes >= EXTERNAL_BYTES_MIN and id(tensor) not in self._written]
+        new = [
+            tensor for _, tensor in _constants(model) if tensor.nbytes >= onnx_file.EXTERNAL_BYTES_MIN and id(tensor) not in self._written
+        ]
         if not new:
             return
         written = ir.external_data.convert_tensors_to_external(new, folder, location)
