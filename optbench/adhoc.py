@@ -103,6 +103,7 @@ def measure_artifacts(
         chosen.check_opens(artifact)
         label = folder.name if [path.name for path in folders].count(folder.name) == 1 else f"{index} {folder}"
         cells.append(Cell(label=label, kind=artifact.kind, path=folder, sha256=artifact.sha256, engine=chosen))
+    environment = check_environment()
     listener.begin("latency")
     timings = measure_latency(cells, lengths, batch=batch, rounds=rounds, isa=isa, progress=listener.update)
     listener.end(f"{len(cells)} models at {len(lengths)} lengths, {rounds} rounds")
@@ -114,7 +115,7 @@ def measure_artifacts(
         with TextEncoder(artifact, cell.engine, cache.embeddings, isa=isa, progress=listener.update) as encode:
             accuracy[cell.label] = tuple(measure_accuracy(encode, each) for each in data)
         listener.end("; ".join(f"{result.main_metric} {result.mean():.4f} on {result.task}" for result in accuracy[cell.label]))
-    return Measured(timings=timings, accuracy=accuracy, warnings=(*check_environment(), *timing_warnings(timings)))
+    return Measured(timings=timings, accuracy=accuracy, warnings=(*environment, *timing_warnings(timings)))
 
 
 class RecipeFloor(BaseModel):

@@ -80,7 +80,11 @@ class NumbersGauge:
         """
         self._listener.begin(f"{stage.label}: accuracy" if stage.artifact.weights == "real" else f"{stage.label}: fidelity")
         engine = self._recipe.engine_for(stage.artifact.kind)
-        with TextEncoder(stage.artifact, engine, self._cache.embeddings, isa=self._isa, progress=self._listener.update) as encode:
+        isa = self._isa
+        if _refuses(engine, isa):
+            self.warnings.append(f"{stage.label}: accuracy and cosine are those of the whole CPU: {engine.engine} cannot be held to {isa}")
+            isa = None
+        with TextEncoder(stage.artifact, engine, self._cache.embeddings, isa=isa, progress=self._listener.update) as encode:
             vectors = np.concatenate([encode(self.queries, "query"), encode(self.documents, "document")])
             to_source = None if self._before is None else measure_fidelity(self._before, vectors)
             to_base = None if self._base is None else measure_fidelity(self._base, vectors)
@@ -155,7 +159,7 @@ def time_stages(
     Returns:
         timing labels by stage label, the timings, and warnings.
     """
-    warnings = []
+    warnings = list(check_environment())
     cells: dict[tuple[str, str], Cell] = {}
     labels = {}
     wanted = [*baselines]
@@ -164,12 +168,10 @@ def time_stages(
         engine = recipe.engine_for(artifact.kind)
         wanted.append(Cell(label=stage.label, kind=artifact.kind, path=artifact.path, sha256=artifact.sha256, engine=engine))
     for cell in wanted:
-        if isa is not None:
-            try:
-                cell.engine.environment(isa)
-            except EngineError as error:
-                warnings.append(f"{cell.label}: not timed: {error}")
-                continue
+        refusal = _refuses(cell.engine, isa)
+        if refusal:
+            warnings.append(f"{cell.label}: not timed: {refusal}")
+            continue
         labels[cell.label] = cells.setdefault((cell.sha256, cell.engine.model_dump_json()), cell).label
     listener.begin("latency")
     workload = recipe.workload
@@ -194,13 +196,24 @@ def timing_warnings(timings: Sequence[Timing]) -> list[str]:
     return warnings
 
 
+def _refuses(engine: Engine, isa: Isa | None) -> str:
+    """Why an engine cannot be held to an instruction set; empty where it can."""
+    try:
+        if isa is not None:
+            engine.environment(isa)
+    except EngineError as error:
+        return str(error)
+    return ""
+
+
 def time_serving(stage: Stage, recipe: Recipe, gauge: NumbersGauge, isa: Isa | None, listener: Listener) -> ServingTimes | None:
-    """Tokenization and inference of the final artifact on real queries; None where no task has queries."""
+    """Tokenization and inference of the final artifact on real queries; None without queries, or where its engine refuses `isa`."""
     texts = gauge.queries[:SERVING_TEXTS]
-    if not texts:
+    engine = recipe.engine_for(stage.artifact.kind)
+    if not texts or _refuses(engine, isa):
         return None
     listener.begin("serving")
-    times = measure_serving(stage.artifact, recipe.engine_for(stage.artifact.kind), texts, "query", isa)
+    times = measure_serving(stage.artifact, engine, texts, "query", isa)
     listener.end(f"{len(texts)} queries")
     return times
 
@@ -256,5 +269,5 @@ def make_record(
         timings=timings,
         baselines=tuple(cell.label for cell in baselines if cell.label in timed_labels),
         serving=serving,
-        warnings=(*random, *check_environment(), *warnings, *untimed, *timing_warnings(timings)),
+        warnings=(*random, *warnings, *untimed, *timing_warnings(timings)),
     )

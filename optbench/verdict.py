@@ -29,7 +29,7 @@ class Finding(BaseModel):
     """One target and what became of it.
 
     Attributes:
-        about: `latency at 16 tokens`, `nDCG@10 on chorus`.
+        about: `over openvino fp32, 16 tokens`, `nDCG@10 on chorus`.
         outcome: of this target alone.
         value: the point estimate: a speed-up, milliseconds, or a relative change.
         low: lower end of the 95 % interval.
@@ -95,14 +95,14 @@ def _latency_findings(record: Record) -> tuple[str, list[Finding]]:
             samples = [ns / 1e6 for block in candidate.samples_ns[length] for ns in block]
             interval = percentile_interval(samples, 50)
             # Less is better: turn the signs to use the one rule.
-            turned = _at_least(f"latency at {length} tokens", -interval.point, -interval.high, -interval.low, -targets.latency_ms, "ms")
+            turned = _at_least(f"p50 at {length} tokens", -interval.point, -interval.high, -interval.low, -targets.latency_ms, "ms")
             findings.append(
                 turned.model_copy(update={"value": interval.point, "low": interval.low, "high": interval.high, "limit": targets.latency_ms})
             )
             continue
         label = fastest_baseline(record, length)
         ratio = ratio_interval(record.timing(label).samples_ns[length], candidate.samples_ns[length])
-        findings.append(_at_least(f"speed-up over {label} at {length} tokens", ratio.point, ratio.low, ratio.high, targets.speedup, "x"))
+        findings.append(_at_least(f"over {label}, {length} tokens", ratio.point, ratio.low, ratio.high, targets.speedup, "x"))
     if on_box:
         return f"milliseconds, on box {targets.box}", findings
     return f"the ratio to the fastest fp32 engine, as this machine is not box {targets.box}", findings

@@ -1,5 +1,6 @@
 """What the machine is: instruction sets, quotas, affinity, disk."""
 
+import errno
 import os
 import shutil
 from collections import namedtuple
@@ -8,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from optbench import machine
-from optbench.errors import MachineError
-from optbench.machine import Machine, cpu_quota, free_disk, parse_cpuinfo, read_machine, usable_threads
+from optbench.errors import MachineError, StepError
+from optbench.machine import Machine, cpu_quota, free_disk, full_disk_errors, parse_cpuinfo, physical_cores, read_machine, usable_threads
 
 Files = dict[str, str]
 
@@ -141,8 +142,19 @@ def test_usable_threads_are_the_affinity_mask_cut_to_the_quota(
     monkeypatch: pytest.MonkeyPatch, affinity: int, quota: float | None, threads: int
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(affinity)))
+    monkeypatch.setattr(machine, "physical_cores", len)
     monkeypatch.setattr(machine, "cpu_quota", lambda: quota)
     assert usable_threads() == threads
+
+
+def test_hyper_threads_of_one_core_count_once(tmp_path: Path) -> None:
+    for cpu, siblings in enumerate(["0-1", "0-1", "2,3", "2,3", "4"]):
+        folder = tmp_path / f"cpu{cpu}" / "topology"
+        folder.mkdir(parents=True)
+        (folder / "thread_siblings_list").write_text(siblings + "\n")
+    assert physical_cores(range(5), tmp_path) == 3
+    assert physical_cores([1, 3], tmp_path) == 2
+    assert physical_cores([6, 7], tmp_path) == 2  # a kernel that does not say
 
 
 # Disk.
@@ -162,3 +174,24 @@ def test_disk_is_looked_up_where_the_folder_will_be(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: asked.append(folder) or Usage(1, 0, 1))  # type: ignore[func-returns-value]
     free_disk(tmp_path / "not" / "yet", 1, "the model")
     assert asked == [tmp_path]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.ENOSPC, "No space left on device"), OSError(errno.EFBIG, "File too large"), OSError("20160 requested and 2016 written")],
+)
+def test_what_libraries_raise_on_a_full_disk_is_one_clear_error(error: OSError, tmp_path: Path) -> None:
+    with pytest.raises(MachineError, match=r"the disk is full.*free some space"), full_disk_errors(tmp_path):
+        raise error
+
+
+def test_an_unnamed_failure_on_a_full_disk_is_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: Usage(10, 10, 0))
+    with pytest.raises(MachineError, match="the disk is full"), full_disk_errors(tmp_path):
+        raise RuntimeError("Check 'bin_file' failed")
+
+
+@pytest.mark.parametrize("error", [PermissionError(errno.EACCES, "Permission denied"), ValueError("a bug"), StepError("refused")])
+def test_other_failures_pass_through(error: Exception, tmp_path: Path) -> None:
+    with pytest.raises(type(error)), full_disk_errors(tmp_path):
+        raise error

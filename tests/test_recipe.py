@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from optbench.artifact import Kind
+from optbench.boxes import load_boxes
 from optbench.errors import RecipeError
 from optbench.recipe import load_recipe, recipe_schema
 
@@ -69,6 +70,13 @@ def test_base_has_the_published_parameters_and_target(name: str, parameters: int
     pooler = 1024 * 1024 + 1024  # the published counts include the pooler head, which an encoder does not use
     assert recipe.base.body.parameters + pooler == parameters
     assert recipe.targets.speedup == pytest.approx(speedup)
+
+
+def test_targets_are_the_limits_of_the_reference_box() -> None:
+    box = next(box for box in load_boxes() if box.name == "i9")
+    for name, limits in box.limits.items():
+        targets = load_recipe(RECIPES / f"{name}.yaml").targets
+        assert (targets.box, targets.baseline_ms, targets.latency_ms) == ("i9", limits.baseline_ms, limits.latency_ms)
 
 
 BROKEN = {

@@ -170,7 +170,7 @@ def test_random_weights_are_said_everywhere_and_accuracy_is_not_judged(write_rec
     applied = apply(recipe, replace(options, weights="random"))
     assert applied.record.weights == "random"
     assert not any(point.accuracy for point in applied.record.points)
-    assert all("speed-up" in finding.about for finding in applied.verdict.findings)
+    assert all(finding.unit == "x" for finding in applied.verdict.findings)
     assert "accuracy is not judged" in applied.verdict.judged_by
     assert "Random weights" in (applied.folder / "README.md").read_text()
     assert any("random" in warning for warning in applied.record.warnings)

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from optbench.artifact import Artifact, Kind
 from optbench.errors import EngineError
+from optbench.machine import Isa
 
 __all__ = ["BaseEngine", "Session", "Threads"]
 
@@ -56,6 +57,14 @@ class BaseEngine(BaseModel, ABC):
     @abstractmethod
     def precision(self) -> str:
         """The arithmetic this engine is asked for, for tables: `fp32`, `bf16`."""
+
+    @abstractmethod
+    def environment(self, isa: Isa) -> dict[str, str]:
+        """The variables under which a fresh process runs this engine as a CPU with `isa` would.
+
+        Raises:
+            EngineError: the engine has no such switch, or this CPU lacks the set.
+        """
 
     def check_opens(self, artifact: Artifact) -> None:
         """Refuse an artifact of a kind this engine cannot open."""

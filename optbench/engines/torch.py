@@ -1,8 +1,6 @@
 """torch, eager: the reference that everyone has, and the slowest."""
 
-import contextlib
 import gc
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -81,29 +79,12 @@ class Torch(BaseEngine):
                 f"{artifact.path}: this CPU has no bf16 products, so torch would emulate them; set inference_precision to f32"
             )
         try:
-            with _quiet_loading():
-                module = build_module(artifact.path)
+            module = build_module(artifact.path)
         except BaseModelError as error:
             raise EngineError(f"{artifact.path}: torch cannot open it: {error}") from error
         if self.inference_precision == "bf16":
             _run_body_in_bf16(module)
         return _TorchSession(module, self.threads or usable_threads(), str(artifact.path))
-
-
-@contextlib.contextmanager
-def _quiet_loading() -> Iterator[None]:
-    """Keep transformers' progress bar and load report off stderr: build_module judges what was missing and raises."""
-    from transformers.utils import logging
-
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
 
 
 def _run_body_in_bf16(module: Any) -> None:

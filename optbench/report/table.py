@@ -84,7 +84,7 @@ def latency_table(record: Record, percentile: int = 50) -> Table:
         for length in lengths:
             samples = [ns / 1e6 for block in timing.samples_ns[length] for ns in block]
             interval = percentile_interval(samples, percentile)
-            cells.append(f"{interval.point:.2f} ±{interval.half_width:.2f}")
+            cells.append(f"{interval.point:.3g} ±{interval.half_width:.1g}")
         rows.append([timing.label, *cells])
     note = f"{record.threads} threads, batch {record.recipe.workload.batch}, {record.machine.cpu}"
     note += f", held to {record.isa}" if record.isa else ""
@@ -160,7 +160,10 @@ def verdict_table(verdict: Verdict) -> Table:
             ]
         rows.append([finding.about, *shown, str(finding.outcome)])
     return Table(
-        f"Verdict: {verdict.outcome}", ["target", "found", "95 % interval", "wanted", "outcome"], rows, f"Judged by {verdict.judged_by}."
+        f"Verdict: {verdict.outcome}",
+        ["target", "found", "interval", "wanted", "outcome"],
+        rows,
+        f"Intervals hold the true value with 95 % confidence. Judged by {verdict.judged_by}.",
     )
 
 
@@ -171,7 +174,7 @@ def to_rich(table: Table) -> RichTable:
     """For a terminal."""
     shown = RichTable(title=table.title, caption=table.note, box=boxes.SIMPLE_HEAD, title_justify="left", caption_justify="left")
     for index, column in enumerate(table.columns):
-        shown.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
+        shown.add_column(column, justify="left" if index == 0 else "right", no_wrap=index == 0 and len(table.columns) > 4, overflow="fold")
     for row in table.rows:
         style = next((style for outcome, style in _STYLES.items() if row[-1] == outcome), None)
         shown.add_row(*row, style=style)

@@ -91,29 +91,22 @@ class ExportOnnx(BaseStep):
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the progress bars, warnings and logs of torch and transformers to themselves.
+    """Keep the warnings and logs of torch's exporter to themselves.
 
     The exporter warns of torchvision operators it lacks, of its own deprecations, and of axis names it merges; nothing of it
     tells a user anything: what can go wrong is checked on the exported graph.
     """
     import torch.onnx  # noqa: F401  # importing torch sets the levels of its loggers anew
-    from transformers.utils import logging as transformers_logging
 
     exporter_log = logging.getLogger("torch.onnx")
-    exporter_level, transformers_level = exporter_log.level, transformers_logging.get_verbosity()
-    bars = transformers_logging.is_progress_bar_enabled()
+    exporter_level = exporter_log.level
     exporter_log.setLevel(logging.ERROR)
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
         exporter_log.setLevel(exporter_level)
-        transformers_logging.set_verbosity(transformers_level)
-        if bars:
-            transformers_logging.enable_progress_bar()
 
 
 def _skip_needless_work(module: "torch.nn.Module", body: Body) -> None:

@@ -1,0 +1,62 @@
+"""Write the README's results from the newest records under exported/.
+
+    python bench/readme_table.py
+
+The text between the two `results` marks is replaced; nothing else is touched.
+"""
+
+from pathlib import Path
+
+from optbench.record import Record, newest_record
+from optbench.report.table import Table, reading_length, to_markdown, tradeoff_table
+from optbench.verdict import fastest_baseline, judge
+
+ROOT = Path(__file__).parent.parent
+BEGIN, END = "<!-- results -->", "<!-- /results -->"
+
+
+def summary_row(record: Record) -> list[str]:
+    """One recipe: fp32 and optimized latency, the speed-ups that were judged, size, verdict."""
+    length = reading_length(record)
+    verdict = judge(record)
+    final = record.timing(record.final.timing or "")
+    speedups = [finding.value for finding in verdict.findings if finding.unit == "x"]
+    lengths = record.recipe.workload.judged
+    return [
+        record.recipe.name,
+        f"{record.timing('torch fp32').median_ms(length):.3g}",
+        f"{record.timing(fastest_baseline(record, length)).median_ms(length):.3g}",
+        f"{final.median_ms(length):.3g}",
+        f"{min(speedups):.2f}-{max(speedups):.2f} ({lengths[0]}-{lengths[-1]})",
+        f">= {record.recipe.targets.speedup:.2f}",
+        f"{record.points[0].size_bytes / 1e6:.0f} -> {record.final.size_bytes / 1e6:.0f}",
+        f"{verdict.outcome}" + (" (latency)" if record.weights == "random" else ""),
+    ]
+
+
+def results() -> str:
+    """The results section in markdown."""
+    records = [newest_record(folder.parent) for folder in sorted((ROOT / "exported").glob("*/records"))]
+    first = records[0]
+    length = reading_length(first)
+    columns = ["recipe", f"torch fp32, ms@{length}", "fastest fp32 engine", "optimized", "speed-up (tokens)", "target", "MB", "verdict"]
+    note = (
+        f"{first.machine.cpu}, {first.threads} threads, batch 1, medians. Speed-ups are over the fastest fp32 engine, over the judged "
+        "lengths. The three large bodies ran with random weights, as no model hub could be reached: their latency is true, their accuracy "
+        "is not judged. all-MiniLM-L6-v2 ran with its real weights:"
+    )
+    parts = [to_markdown(Table("", columns, [summary_row(record) for record in records], note))]
+    parts += [to_markdown(tradeoff_table(record)) for record in records if record.weights == "real"]
+    return "\n".join(parts)
+
+
+def main() -> None:
+    """Replace the section."""
+    path = ROOT / "README.md"
+    before, rest = path.read_text(encoding="utf-8").split(BEGIN)
+    after = rest.split(END)[1]
+    path.write_text(f"{before}{BEGIN}\n\n{results()}\n{END}{after}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
