@@ -1,7 +1,7 @@
 """Measuring outside a recipe's run: any artifacts against each other, and a machine's floors."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,24 +9,37 @@ from pydantic import BaseModel, ConfigDict
 
 from optbench.artifact import open_artifact
 from optbench.boxes import matching_box
-from optbench.encoder import choose_engine
-from optbench.errors import EngineError
-from optbench.evidence import timing_warnings
+from optbench.checkpoint import read_prompts
+from optbench.encoder import choose_engine, load
+from optbench.errors import EngineError, TaskError
+from optbench.evidence import sample_texts, timing_warnings
 from optbench.machine import Isa, Machine
 from optbench.measure.accuracy import AccuracyResult, accuracy_change, measure_accuracy
+from optbench.measure.concurrency import run_scenarios
 from optbench.measure.encoding import TextEncoder
 from optbench.measure.environment import check_environment
 from optbench.measure.latency import Cell, Timing, measure_latency
+from optbench.measure.scenario_report import ScenarioReport
+from optbench.measure.stability import STABILITY_COLUMNS, Stability, measure_stability, stability_rows
 from optbench.measure.statistics import percentile_interval, ratio_interval
 from optbench.plan import Cache
 from optbench.recipe import Recipe
 from optbench.record import newest_record
 from optbench.report.table import Table
 from optbench.stages import Listener
-from optbench.tasks import Task
+from optbench.tasks import PairData, RetrievalData, Task
+from optbench.tokenizer import encode_batch, load_tokenizer
 from optbench.tune.floor import Peaks, ProbeResult, floor_ms
 
-__all__ = ["Measured", "RecipeFloor", "floors_of_recipes", "machine_table", "measure_artifacts"]
+__all__ = [
+    "Measured",
+    "RecipeFloor",
+    "floors_of_recipes",
+    "machine_table",
+    "measure_artifact_stability",
+    "measure_artifacts",
+    "stability_table",
+]
 
 
 class Measured(BaseModel):
@@ -191,3 +204,58 @@ def machine_table(result: ProbeResult) -> Table:
         ["box", box.name if box else "none of those known: ratios judge"],
     ]
     return Table("This machine", ["what", "value"], rows, f"TOP/s: 2 operations a multiply-add; {peaks.threads} threads.")
+
+
+def measure_artifact_stability(
+    folder: Path, tasks: Sequence[Task], count: int, isas: Sequence[Isa], progress: Callable[[str, float | None], None]
+) -> Stability:
+    """How an artifact's vectors of real queries move with batch, padding, company, threads and instruction set.
+
+    Top-10 changes are counted over the documents of the tasks, as the artifact itself embeds them.
+
+    Raises:
+        ArtifactError: the folder is not a whole artifact.
+        MeasureError: the tasks have too few queries.
+    """
+    artifact = open_artifact(folder)
+    engine = choose_engine(artifact, None, {})
+    queries, documents = sample_texts([task.load() for task in tasks], 2 * count)
+    with load(folder, engine) as encoder:
+        vectors = encoder.encode(documents, prompt="document")
+    return measure_stability(artifact, engine, queries, documents=vectors, isas=tuple(isas), progress=progress)
+
+
+def stability_table(stability: Stability) -> Table:
+    """One row a condition."""
+    note = f"{stability.n_texts} texts, {stability.n_documents} documents; the reference is {stability.reference}."
+    return Table("Stability of the embeddings", STABILITY_COLUMNS, stability_rows(stability), note)
+
+
+def measure_artifact_scenarios(
+    folder: Path,
+    tasks: Sequence[Task],
+    rate: float | None,
+    limit_ms: float | None,
+    seconds: float,
+    isa: Isa | None,
+    progress: Callable[[str, float | None], None],
+) -> ScenarioReport:
+    """Put an artifact under a service's load, with the tasks' real queries.
+
+    Raises:
+        ArtifactError: the folder is not a whole artifact.
+        TaskError: the tasks have no queries.
+    """
+    artifact = open_artifact(folder)
+    queries = [query for task in tasks for query in _queries(task.load())]
+    if not queries:
+        raise TaskError("scenarios: the tasks have no queries; name one that has, such as --task retail")
+    tokenizer, prompt = load_tokenizer(folder), read_prompts(folder).query
+    rows = [encode_batch(tokenizer, [prompt + query])[0][0] for query in queries]
+    return run_scenarios(
+        artifact, choose_engine(artifact, None, {}), rows, rate=rate, limit_ms=limit_ms, seconds=seconds, isa=isa, progress=progress
+    )
+
+
+def _queries(data: RetrievalData | PairData) -> list[str]:
+    return list(data.queries.values()) if isinstance(data, RetrievalData) else list(data.first)

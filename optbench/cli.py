@@ -1,4 +1,4 @@
-"""The command line: the only module that prints or exits.
+"""The command line: the only module that exits, and with terminal.py the only one that prints.
 
 Exit status: 0 done, or the verdict is pass; 1 the verdict is fail; 2 an error; 3 the verdict is inconclusive; 130 stopped by Ctrl-C.
 Tables go to stdout, progress to stderr; with --json stdout holds one JSON document and nothing else.
@@ -7,31 +7,25 @@ Tables go to stdout, progress to stderr; with --json stdout holds one JSON docum
 import json
 import logging
 import sys
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
 import optbench
 from optbench.artifact import Weights
 from optbench.errors import OptbenchError, RecipeError
 from optbench.machine import Isa
+from optbench.terminal import print_json, print_tables, print_warnings, watching
 
 if TYPE_CHECKING:
     from optbench.plan import Cache
-    from optbench.report.table import Table
     from optbench.runner import Options
 
 __all__ = ["main"]
 
-# The form of every --json document; raised when a key changes its meaning or goes.
-JSON_SCHEMA_VERSION = 1
 ERROR_STATUS = 2
 
 app = typer.Typer(
@@ -58,56 +52,6 @@ TaskOption = Annotated[
 ]
 IsaOption = Annotated[Isa | None, typer.Option("--isa", help="Measure as a CPU with this instruction set would run it.")]
 FromOption = Annotated[str | None, typer.Option("--from", help="Make this step and those after it again: a name, or a number from 0.")]
-
-
-class _Watch:
-    """Progress on stderr: a live line on a terminal, one plain line a finished stage elsewhere."""
-
-    def __init__(self, progress: Progress, console: Console) -> None:
-        self._progress, self._console = progress, console
-        self._task: TaskID | None = None
-        self._label, self._start = "", 0.0
-
-    def begin(self, label: str) -> None:
-        self._label, self._start = label, time.monotonic()
-        self._task = self._progress.add_task(label, total=None, message="")
-
-    def update(self, message: str, share: float | None) -> None:
-        if self._task is not None:
-            self._progress.update(self._task, message=message, total=1.0 if share is not None else None, completed=share or 0.0)
-
-    def end(self, outcome: str) -> None:
-        if self._task is not None:
-            self._progress.remove_task(self._task)
-            self._task = None
-        self._console.print(
-            f"{time.monotonic() - self._start:7.1f} s  {self._label}: {outcome}", markup=False, highlight=False, soft_wrap=True
-        )
-
-
-@contextmanager
-def _watching() -> Iterator[_Watch]:
-    console = Console(stderr=True)
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(20), TextColumn("{task.fields[message]}"), TimeElapsedColumn())
-    try:
-        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-            yield _Watch(progress, console)
-    except KeyboardInterrupt:
-        console.print("stopped; what had finished is kept, and the next run goes on from there", markup=False, highlight=False)
-        raise
-
-
-def _print_json(command: str, **document: Any) -> None:
-    print(json.dumps({"schema_version": JSON_SCHEMA_VERSION, "command": command, **document}, indent=2))  # noqa: T201
-
-
-def _print_tables(tables: Sequence["Table | None"]) -> None:
-    from optbench.report.table import to_rich
-
-    console = Console()
-    for table in tables:
-        if table is not None and table.rows:
-            console.print(to_rich(table))
 
 
 def _cache(folder: Path | None) -> "Cache":
@@ -149,7 +93,7 @@ def check(recipes: Annotated[list[Path], typer.Argument(metavar="RECIPE...", hel
         else:
             results.append({"path": str(path), "problems": [], "name": recipe.name, "sha256": recipe.sha256, "steps": len(recipe.steps)})
     if as_json:
-        _print_json("check", recipes=results)
+        print_json("check", recipes=results)
     for result in [] if as_json else results:
         if result["problems"]:
             Console(stderr=True).print("\n".join(result["problems"]), markup=False, highlight=False, soft_wrap=True)
@@ -188,7 +132,7 @@ def _show_plan(command: str, document: dict[str, Any], as_json: bool) -> None:
     from optbench.report.table import Table
 
     if as_json:
-        _print_json(command, plan=document)
+        print_json(command, plan=document)
         return
     names = {-1: "baseline export"}
     rows = [["base", document["base"], "", "checkpoint", document["base_state"]]]
@@ -197,7 +141,7 @@ def _show_plan(command: str, document: dict[str, Any], as_json: bool) -> None:
         for step in document["steps"]
     ]
     note = f"At most {document['missing_bytes'] / 1e9:.1f} GB of disk for what is not cached."
-    _print_tables([Table(f"Plan of {document['recipe']}", ["step", "what", "takes", "gives", "state"], rows, note)])
+    print_tables([Table(f"Plan of {document['recipe']}", ["step", "what", "takes", "gives", "state"], rows, note)])
 
 
 @app.command()
@@ -223,22 +167,17 @@ def apply(
     if dry_run:
         _show_plan("apply", runner.plan(loaded, options).model_dump(mode="json"), as_json)
         return
-    with _watching() as watch:
+    with watching() as watch:
         applied = runner.apply(loaded, options, watch)
     record, verdict = applied.record, applied.verdict
     if as_json:
         path = applied.folder / "records" / record.file_name
-        _print_json("apply", folder=str(applied.folder), record=str(path), verdict=verdict.model_dump(mode="json"))
+        print_json("apply", folder=str(applied.folder), record=str(path), verdict=verdict.model_dump(mode="json"))
     else:
-        _print_tables([tradeoff_table(record), latency_table(record), serving_table(record), verdict_table(verdict)])
-        _print_warnings(record.warnings)
+        print_tables([tradeoff_table(record), latency_table(record), serving_table(record), verdict_table(verdict)])
+        print_warnings(record.warnings)
         Console().print(f"{applied.folder}: {verdict.outcome}", markup=False, highlight=False, soft_wrap=True)
     raise typer.Exit(verdict.exit_status)
-
-
-def _print_warnings(warnings: Sequence[str]) -> None:
-    for warning in warnings:
-        Console(stderr=True).print(f"warning: {warning}", markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -257,15 +196,15 @@ def measure(
     from optbench.adhoc import measure_artifacts
 
     options = _options(cache, Path("exported"), "real", None, task, isa, None)
-    with _watching() as watch:
+    with watching() as watch:
         measured = measure_artifacts(
             artifacts, engine, _parse_lengths(lengths), batch, rounds, options.tasks, options.cache, options.isa, watch
         )
     if as_json:
-        _print_json("measure", **measured.model_dump(mode="json"))
+        print_json("measure", **measured.model_dump(mode="json"))
     else:
-        _print_tables(measured.tables())
-        _print_warnings(measured.warnings)
+        print_tables(measured.tables())
+        print_warnings(measured.warnings)
 
 
 def _parse_lengths(text: str) -> tuple[int, ...]:
@@ -284,21 +223,21 @@ def report(
     as_json: Json = False,
 ) -> None:
     """Show records: what each step bought and cost, latency by length, the verdict. A folder shows its newest record."""
-    from optbench.record import newest_record, read_record
+    from optbench.record import find_record
     from optbench.report.table import footprint_table, latency_table, serving_table, steps_table, tradeoff_table, verdict_table
     from optbench.verdict import judge
 
     chosen = paths or sorted(path.parent for path in Path("exported").glob("*/records"))
     if not chosen:
         raise OptbenchError("exported/: holds no records; run optbench apply RECIPE first, or name a record")
-    records = [newest_record(path) if path.is_dir() else read_record(path) for path in chosen]
+    records = [find_record(path) for path in chosen]
     if as_json:
         shown = [{"record": record.model_dump(mode="json"), "verdict": judge(record).model_dump(mode="json")} for record in records]
-        _print_json("report", records=shown)
+        print_json("report", records=shown)
         return
     for record in records:
         Console().rule(f"{record.recipe.name} {record.created}" + (" (random weights)" if record.weights == "random" else ""))
-        _print_tables(
+        print_tables(
             [
                 tradeoff_table(record),
                 latency_table(record, percentile),
@@ -308,7 +247,7 @@ def report(
                 verdict_table(judge(record)),
             ]
         )
-        _print_warnings(record.warnings)
+        print_warnings(record.warnings)
 
 
 @app.command()
@@ -323,15 +262,15 @@ def probe(
     from optbench.tune.floor import probe as probe_machine
 
     loaded = [load_recipe(path) for path in recipes or []]
-    with _watching() as watch:
+    with watching() as watch:
         watch.begin("probe")
         result = probe_machine()
         watch.end(result.machine.cpu)
     floors = floors_of_recipes(loaded, result.peaks, result.machine, output)
     if as_json:
-        _print_json("probe", **result.model_dump(mode="json"), floors=[floor.model_dump(mode="json") for floor in floors])
+        print_json("probe", **result.model_dump(mode="json"), floors=[floor.model_dump(mode="json") for floor in floors])
         return
-    _print_tables([machine_table(result), *(floor.table() for floor in floors)])
+    print_tables([machine_table(result), *(floor.table() for floor in floors)])
 
 
 @app.callback(invoke_without_command=True)
@@ -339,6 +278,103 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
     if version:
         print(optbench.__version__)  # noqa: T201
         raise typer.Exit
+
+
+@app.command()
+def compare(
+    records: Annotated[list[Path], typer.Argument(metavar="RECORD|FOLDER...", help="Two or more; a folder gives its newest record.")],
+    as_json: Json = False,
+) -> None:
+    """Set records side by side: speed and accuracy against the first, with intervals. Refuses what cannot be compared."""
+    from optbench.comparison import compare as compare_records
+    from optbench.comparison import comparison_tables
+    from optbench.record import find_record
+
+    comparison = compare_records([find_record(path) for path in records])
+    if as_json:
+        print_json("compare", **comparison.model_dump(mode="json"))
+        return
+    print_tables(comparison_tables(comparison))
+    print_warnings(comparison.notes)
+
+
+@app.command()
+def gate(
+    old: Annotated[Path, typer.Argument(metavar="OLD", help="The record that stands, or a folder with records.")],
+    new: Annotated[Path, typer.Argument(metavar="NEW", help="The record of what is proposed.")],
+    latency_limit: Annotated[float, typer.Option(min=0, help="The share of time that may be added.")] = 0.05,
+    accuracy_limit: Annotated[float, typer.Option(min=0, max=1, help="The share of a task's metric that may be lost.")] = 0.01,
+    as_json: Json = False,
+) -> None:
+    """Fail on a confirmed regression of latency or accuracy; exit status as that of a verdict."""
+    from optbench.gate import gate as judge_change
+    from optbench.gate import gate_table
+    from optbench.record import find_record
+
+    result = judge_change(find_record(old), find_record(new), latency_limit=latency_limit, accuracy_limit=accuracy_limit)
+    if as_json:
+        print_json("gate", **result.model_dump(mode="json"))
+    else:
+        print_tables([gate_table(result)])
+        print_warnings(result.notes)
+    raise typer.Exit(result.exit_status)
+
+
+@app.command()
+def stability(
+    artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="An artifact's folder.")],
+    floor: Annotated[float | None, typer.Option(min=-1, max=1, help="Exit 1 if a condition's worst cosine is below.")] = None,
+    texts: Annotated[int, typer.Option(min=16, help="Real texts that are compared.")] = 64,
+    task: TaskOption = None,
+    isa: Annotated[Isa | None, typer.Option("--isa", help="An instruction set to compare with.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Embed the same texts alone, padded, in batches and on other threads: do the vectors stay the same?"""
+    from optbench.adhoc import measure_artifact_stability, stability_table
+    from optbench.tasks import Retail, parse_task
+
+    chosen = [parse_task(each) for each in task or []] or [Retail()]
+    with watching() as watch:
+        watch.begin("stability")
+        result = measure_artifact_stability(artifact, chosen, texts, [isa] if isa else [], watch.update)
+        watch.end(f"{len(result.rows)} conditions")
+    below = result.below(floor) if floor is not None else ()
+    if as_json:
+        print_json("stability", **result.model_dump(mode="json"), below=[row.condition for row in below])
+    else:
+        print_tables([stability_table(result)])
+        print_warnings(result.explanations)
+    if below:
+        raise typer.Exit(1)
+
+
+@app.command()
+def scenarios(
+    artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="An artifact's folder.")],
+    rate: Annotated[
+        float | None, typer.Option(min=0.001, help="Queries a second that arrive at random; the highest is searched for.")
+    ] = None,
+    limit_ms: Annotated[float | None, typer.Option(min=0.001, help="The p99 to keep; four single-stream p99 when left out.")] = None,
+    seconds: Annotated[float, typer.Option(min=0.1, help="How long each run lasts.")] = 10.0,
+    task: TaskOption = None,
+    isa: IsaOption = None,
+    as_json: Json = False,
+) -> None:
+    """Latency as services see it: single stream, server with random arrivals, offline; one session or many."""
+    from optbench.adhoc import measure_artifact_scenarios
+    from optbench.report.table import Table
+    from optbench.tasks import Retail, parse_task
+
+    chosen = [parse_task(each) for each in task or []] or [Retail()]
+    with watching() as watch:
+        watch.begin("scenarios")
+        result = measure_artifact_scenarios(artifact, chosen, rate, limit_ms, seconds, isa, watch.update)
+        watch.end("done")
+    if as_json:
+        print_json("scenarios", **result.model_dump(mode="json"))
+    else:
+        print_tables([Table(*rows) for rows in result.tables()])
+        print_warnings(result.notes)
 
 
 def main() -> None:

@@ -26,7 +26,7 @@ from optbench.record import Point, Record
 from optbench.stages import Listener, Stage
 from optbench.tasks import PairData, RetrievalData, Task
 
-__all__ = ["Numbers", "NumbersGauge", "baseline_cells", "make_record", "time_serving", "time_stages", "timing_warnings"]
+__all__ = ["Numbers", "NumbersGauge", "baseline_cells", "make_record", "sample_texts", "time_serving", "time_stages", "timing_warnings"]
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ class NumbersGauge:
         self.warnings: list[str] = []
         self.data: list[RetrievalData | PairData] = [task.load() for task in tasks]
         # With random weights fidelity only says that the graph still computes the same function; few texts say that.
-        self.queries, self.documents = _sample_texts(self.data, RANDOM_TEXTS if weights == "random" else recipe.fidelity.texts)
+        self.queries, self.documents = sample_texts(self.data, RANDOM_TEXTS if weights == "random" else recipe.fidelity.texts)
         self._recipe, self._cache, self._isa, self._listener = recipe, cache, isa, listener
         self._base: NDArray[np.float32] | None = None
         self._before: NDArray[np.float32] | None = None
@@ -117,7 +117,7 @@ class NumbersGauge:
         raise StepError(f"{said}; use a gentler setting for this step, or lower fidelity in the recipe if that is wanted")
 
 
-def _sample_texts(data: Sequence[RetrievalData | PairData], count: int) -> tuple[list[str], list[str]]:
+def sample_texts(data: Sequence[RetrievalData | PairData], count: int) -> tuple[list[str], list[str]]:
     """`count` texts of the tasks, half queries and half documents, in the tasks' own order."""
     queries: list[str] = []
     documents: list[str] = []

@@ -23,7 +23,7 @@ from optbench.measure.latency import ServingTimes, Timing
 from optbench.recipe import Recipe
 from optbench.steps.base import StepReport
 
-__all__ = ["Point", "Record", "check_comparable", "newest_record", "read_record", "write_record"]
+__all__ = ["Point", "Record", "check_comparable", "find_record", "newest_record", "read_record", "write_record"]
 
 SCHEMA_VERSION = 1
 # A record of a large judged task is some megabytes of per-query values.
@@ -183,6 +183,11 @@ def newest_record(folder: Path) -> Record:
     if not paths:
         raise RecordError(f"{folder}: has no records/*.json; name a record, or a folder that optbench apply made")
     return read_record(paths[-1])
+
+
+def find_record(path: Path) -> Record:
+    """The record of a file, or the newest of an exported folder."""
+    return newest_record(path) if path.is_dir() else read_record(path)
 
 
 def check_comparable(records: Sequence[Record]) -> None:

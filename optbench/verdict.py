@@ -5,12 +5,13 @@ inconclusive, and says so rather than guess.
 """
 
 from enum import StrEnum
+from statistics import median
 
 from pydantic import BaseModel, ConfigDict
 
 from optbench.boxes import matching_box
 from optbench.measure.accuracy import AccuracyResult, accuracy_change
-from optbench.measure.statistics import percentile_interval, ratio_interval
+from optbench.measure.statistics import Interval, further_queries, further_rounds, percentile_interval, ratio_interval
 from optbench.record import Record
 
 __all__ = ["Finding", "Outcome", "Verdict", "fastest_baseline", "judge"]
@@ -66,15 +67,31 @@ class Verdict(BaseModel):
         return {Outcome.PASS: 0, Outcome.FAIL: 1}.get(self.outcome, 3)
 
 
-def _at_least(about: str, value: float, low: float, high: float, limit: float, unit: str) -> Finding:
-    """A finding whose value should be no less than the limit."""
-    if low >= limit:
+def _at_least(about: str, interval: Interval, limit: float, unit: str, further: int | None) -> Finding:
+    """A finding whose value should be no less than the limit.
+
+    Args:
+        about: what is judged.
+        interval: of the value.
+        limit: what is wanted.
+        unit: of both.
+        further: rounds or queries that would probably settle it; None where no number would.
+    """
+    if not interval.bounded:
+        outcome, reason = Outcome.INCONCLUSIVE, f"{interval.n} rounds are too few for an interval: measure at least 6"
+    elif interval.low >= limit:
         outcome, reason = Outcome.PASS, "the whole interval meets the target"
-    elif high < limit:
+    elif interval.high < limit:
         outcome, reason = Outcome.FAIL, "the whole interval misses the target"
     else:
-        outcome, reason = Outcome.INCONCLUSIVE, "the interval spans the target: measure more"
-    return Finding(about=about, outcome=outcome, value=value, low=low, high=high, limit=limit, unit=unit, reason=reason)
+        what = "queries" if unit == "relative change" else "rounds"
+        more = (
+            f"about {further} further {what} would probably settle it" if further else f"no number of further {what} is likely to settle it"
+        )
+        outcome, reason = Outcome.INCONCLUSIVE, f"the interval spans the target; {more}"
+    return Finding(
+        about=about, outcome=outcome, value=interval.point, low=interval.low, high=interval.high, limit=limit, unit=unit, reason=reason
+    )
 
 
 def fastest_baseline(record: Record, length: int) -> str:
@@ -92,17 +109,19 @@ def _latency_findings(record: Record) -> tuple[str, list[Finding]]:
     findings = []
     for length in record.recipe.workload.judged:
         if on_box and targets.latency_ms is not None:
-            samples = [ns / 1e6 for block in candidate.samples_ns[length] for ns in block]
-            interval = percentile_interval(samples, 50)
+            # Runs within a round are not independent: the round medians are the observations.
+            interval = percentile_interval([median(block) / 1e6 for block in candidate.samples_ns[length]], 50)
             # Less is better: turn the signs to use the one rule.
-            turned = _at_least(f"p50 at {length} tokens", -interval.point, -interval.high, -interval.low, -targets.latency_ms, "ms")
-            findings.append(
-                turned.model_copy(update={"value": interval.point, "low": interval.low, "high": interval.high, "limit": targets.latency_ms})
-            )
+            turned = interval.model_copy(update={"point": -interval.point, "low": -interval.high, "high": -interval.low})
+            further = further_rounds(turned, -targets.latency_ms)
+            finding = _at_least(f"p50 at {length} tokens", turned, -targets.latency_ms, "ms", further)
+            true = {"value": interval.point, "low": interval.low, "high": interval.high, "limit": targets.latency_ms}
+            findings.append(finding.model_copy(update=true))
             continue
         label = fastest_baseline(record, length)
         ratio = ratio_interval(record.timing(label).samples_ns[length], candidate.samples_ns[length])
-        findings.append(_at_least(f"over {label}, {length} tokens", ratio.point, ratio.low, ratio.high, targets.speedup, "x"))
+        further = further_rounds(ratio, targets.speedup)
+        findings.append(_at_least(f"over {label}, {length} tokens", ratio, targets.speedup, "x", further))
     if on_box:
         return f"milliseconds, on box {targets.box}", findings
     return f"the ratio to the fastest fp32 engine, as this machine is not box {targets.box}", findings
@@ -116,7 +135,8 @@ def _accuracy_findings(record: Record) -> list[Finding]:
 
 def _accuracy_finding(base: AccuracyResult, candidate: AccuracyResult, limit: float) -> Finding:
     change = accuracy_change(base, candidate)
-    return _at_least(f"{candidate.main_metric} on {candidate.task}", change.point, change.low, change.high, -limit, "relative change")
+    about = f"{candidate.main_metric} on {candidate.task}"
+    return _at_least(about, change, -limit, "relative change", further_queries(change, -limit))
 
 
 def judge(record: Record) -> Verdict:

@@ -11,10 +11,11 @@ import pytest
 from typer.testing import CliRunner
 
 from optbench import cli
+from optbench.artifact import Artifact, Kind
 from optbench.record import Record, write_record
 
 RECIPES = Path(__file__).parent.parent / "recipes"
-COMMANDS = ("check", "schema", "plan", "apply", "measure", "report", "probe")
+COMMANDS = ("check", "schema", "plan", "apply", "measure", "report", "probe", "compare", "gate", "stability", "scenarios")
 
 
 def run(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
@@ -141,3 +142,46 @@ def test_measure_of_a_folder_that_is_no_artifact_is_a_clear_error(tmp_path: Path
     done = run("measure", str(tmp_path))
     assert done.returncode == 2
     assert "manifest.json" in done.stderr
+
+
+def test_compare_shows_records_against_the_first(make_record: Callable[..., Record], tmp_path: Path) -> None:
+    paths = [
+        write_record(make_record(candidate_ms=ms, created=f"2026-11-2{day}T12:00:00Z"), tmp_path) for day, ms in ((4, 36.0), (5, 18.0))
+    ]
+    document = json.loads(run("compare", *map(str, paths), "--json").stdout)
+    assert document["entries"][1]["relative"]["16"]["point"] == pytest.approx(2, rel=0.02)
+    assert run("compare", *map(str, paths)).returncode == 0
+
+
+@pytest.mark.parametrize(("ms", "status"), [(36.0, 0), (48.0, 1)])
+def test_gate_exits_with_its_outcome(ms: float, status: int, make_record: Callable[..., Record], tmp_path: Path) -> None:
+    old = write_record(make_record(candidate_ms=36.0), tmp_path / "old")
+    changed = make_record(candidate_ms=ms, created="2026-11-25T12:00:00Z")
+    final = changed.final.model_copy(update={"artifact_sha256": "e" * 64})
+    new = write_record(changed.model_copy(update={"points": (changed.points[0], final)}), tmp_path / "new")
+    done = run("gate", str(old), str(new))
+    assert done.returncode == status, done.stdout
+    assert "tokens" in done.stdout
+
+
+def test_gate_refuses_records_of_different_threads(make_record: Callable[..., Record], tmp_path: Path) -> None:
+    paths = [write_record(make_record(threads=threads), tmp_path / str(threads)) for threads in (2, 4)]
+    done = run("gate", *map(str, paths))
+    assert done.returncode == 2
+    assert "threads: 2 and 4" in done.stderr
+
+
+def test_stability_of_a_small_artifact_is_shown_and_gated(make_artifact: Callable[..., Artifact]) -> None:
+    folder = str(make_artifact(Kind.OPENVINO).path)
+    shown = run("stability", folder, "--texts", "16", "--floor", "0.99", "--json")
+    assert shown.returncode == 0, shown.stderr
+    document = json.loads(shown.stdout)
+    assert document["below"] == []
+    assert len(document["rows"]) >= 5
+
+
+def test_scenarios_of_a_small_artifact_have_all_three(make_artifact: Callable[..., Artifact]) -> None:
+    done = run("scenarios", str(make_artifact(Kind.OPENVINO).path), "--seconds", "0.2", "--rate", "20", "--limit-ms", "500")
+    assert done.returncode == 0, done.stderr
+    for word in ("single", "server", "offline"):
+        assert word in done.stdout.lower()

@@ -52,8 +52,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tune": RUN | {"tune", "stages", "evidence"},
     "report": {"report", "record", "verdict", "measure", "artifact", "errors"},
     "publish": {"publish", "record", "verdict", "artifact", "errors"},
+    "comparison": {"record", "verdict", "measure", "tune", "report", "machine", "errors"},
+    "gate": {"comparison", "record", "verdict", "measure", "report", "errors"},
+    "terminal": {"report"},
     "runner": RUN | {"stages", "evidence", "tune", "report.card"},
-    "adhoc": RUN | {"stages", "evidence", "tune", "report", "runner"},
+    "adhoc": RUN | {"stages", "evidence", "tune", "report", "runner", "tokenizer"},
 }
 # The public names, and the command line.
 ANYTHING = {"", "__main__", "cli"}

@@ -79,3 +79,15 @@ def test_nothing_measured_is_inconclusive(make_record: MakeRecord) -> None:
     record = make_record()
     untimed = record.final.model_copy(update={"timing": None})
     assert judge(record.model_copy(update={"points": (record.points[0], untimed)})).outcome == Outcome.INCONCLUSIVE
+
+
+def test_inconclusive_says_how_much_more_would_settle_it(make_record: MakeRecord) -> None:
+    verdict = judge(make_record(candidate_ms=20, accuracy=per_query(0.006, 0.1)))
+    assert verdict.findings[-1].outcome == Outcome.INCONCLUSIVE
+    assert "further queries would probably settle it" in verdict.findings[-1].reason
+
+
+def test_too_few_rounds_are_never_a_pass(make_record: MakeRecord) -> None:
+    verdict = judge(make_record(candidate_ms=10, rounds=4))
+    assert {finding.outcome for finding in verdict.findings} == {Outcome.INCONCLUSIVE}
+    assert "measure at least 6" in verdict.findings[0].reason

@@ -1,8 +1,8 @@
 """Latency, measured so that two figures of one run can be compared.
 
-Each model is opened in a fresh process of its own. The parent goes round: in every round each process in turn times a
-short block at each token length, while all others wait, blocked on a pipe. So a slow second on a shared machine falls on
-every model alike, and the ratio of two models is taken round by round. Raw nanoseconds are kept.
+Each model is opened in a fresh process of its own, and some times anew in the course of the run. The parent goes round: in
+every round each process in turn times a short block at each token length, while all others wait, blocked on a pipe. So a slow
+second on a shared machine falls on every model alike, and the ratio of two models is taken round by round. Raw nanoseconds are kept.
 """
 
 import gc
@@ -41,6 +41,9 @@ WARM_RUNS_MAX = 40
 WARM_SECONDS_MAX = 4.0
 # Thread pools go on spinning for some milliseconds after a run; the next process is not timed before they sleep.
 SETTLE_SECONDS = 0.03
+# Where a process's memory happens to lie can make it slower for its whole life: all-MiniLM-L6-v2 at 8 tokens took 0.45 ms in one and
+# 0.68 ms in another, in every round. So each model is opened anew some times within a run, and the interval holds that too.
+PROCESSES = 3
 # Distinct inputs, so that no run finds exactly the last one's rows in the cache.
 DISTINCT_INPUTS = 8
 SERVING_REPEATS = 5
@@ -172,6 +175,7 @@ def measure_latency(
     *,
     batch: int = 1,
     rounds: int = 15,
+    processes: int = PROCESSES,
     isa: Isa | None = None,
     progress: Callable[[str, float | None], None] = lambda message, share: None,
 ) -> tuple[Timing, ...]:
@@ -182,6 +186,7 @@ def measure_latency(
         lengths: tokens of the input.
         batch: rows of the input.
         rounds: how often each cell is timed; one block a length and round.
+        processes: how many processes each cell has one after the other; the rounds are shared out among them.
         isa: run as a CPU with this instruction set would.
         progress: called with a phrase and the share done.
 
@@ -190,38 +195,43 @@ def measure_latency(
         MachineError: a process was killed, usually for want of memory.
     """
     lengths = sorted(lengths)
-    with ExitStack() as stack:
-        workers = []
-        warm: list[dict[int, Any]] = []
-        for index, cell in enumerate(cells):
-            progress(f"opening {cell.label}", 0.3 * index / len(cells))
-            payload = {"cell": cell.model_dump(mode="json"), "lengths": lengths, "batch": batch}
-            worker = stack.enter_context(
-                Worker("optbench.measure.latency:serve_session", payload, cell.engine.environment(isa) if isa else None)
-            )
-            workers.append(worker)
-            warm.append({length: worker.request({"do": "warm", "length": length}) for length in lengths})
-        # How many runs fill a block is settled once, from the warm-up, so that every round has the same weight.
-        plans = [[(length, _block_runs(answer[length]["runs_ns"])) for length in lengths] for answer in warm]
-        samples: list[dict[int, list[tuple[int, ...]]]] = [{length: [] for length in lengths} for _ in cells]
-        for turn in range(rounds):
-            progress(f"timing, round {turn + 1} of {rounds}", 0.3 + 0.7 * turn / rounds)
-            # The order moves on by one a round: no cell always follows the same neighbor.
-            for index in ((position + turn) % len(cells) for position in range(len(cells))):
-                time.sleep(SETTLE_SECONDS)
-                answer = workers[index].request({"do": "block", "runs": plans[index]})
-                for length in lengths:
-                    samples[index][length].append(tuple(answer[str(length)]))
-        memory = [MemorySample.model_validate(worker.request({"do": "memory"})) for worker in workers]
+    plans: list[list[tuple[int, int]]] = []
+    opened: list[list[dict[int, Any]]] = []
+    samples: list[dict[int, list[tuple[int, ...]]]] = [{length: [] for length in lengths} for _ in cells]
+    memory: list[MemorySample] = []
+    processes = min(processes, rounds)
+    for process in range(processes):
+        share = process / processes
+        with ExitStack() as stack:
+            workers, warm = [], []
+            for index, cell in enumerate(cells):
+                progress(f"opening {cell.label}", share + 0.3 * index / len(cells) / processes)
+                payload = {"cell": cell.model_dump(mode="json"), "lengths": lengths, "batch": batch}
+                environment = cell.engine.environment(isa) if isa else None
+                worker = stack.enter_context(Worker("optbench.measure.latency:serve_session", payload, environment))
+                workers.append(worker)
+                warm.append({length: worker.request({"do": "warm", "length": length}) for length in lengths})
+            opened.append(warm)
+            # How many runs fill a block is settled once, from the first warm-up, so that every round has the same weight.
+            plans = plans or [[(length, _block_runs(answer[length]["runs_ns"])) for length in lengths] for answer in warm]
+            for turn in range(rounds * process // processes, rounds * (process + 1) // processes):
+                progress(f"timing, round {turn + 1} of {rounds}", max(share, turn / rounds))
+                # The order moves on by one a round: no cell always follows the same neighbor.
+                for index in ((position + turn) % len(cells) for position in range(len(cells))):
+                    time.sleep(SETTLE_SECONDS)
+                    answer = workers[index].request({"do": "block", "runs": plans[index]})
+                    for length in lengths:
+                        samples[index][length].append(tuple(answer[str(length)]))
+            memory = [MemorySample.model_validate(worker.request({"do": "memory"})) for worker in workers]
     return tuple(
         Timing(
             label=cell.label,
             sha256=cell.sha256,
             engine=cell.engine.model_dump(mode="json"),
-            load_ms=warm[index][lengths[0]]["load_ms"],
+            load_ms=opened[0][index][lengths[0]]["load_ms"],
             memory=memory[index],
-            warm_runs={length: len(warm[index][length]["runs_ns"]) for length in lengths},
-            unstable=tuple(length for length in lengths if not warm[index][length]["stable"]),
+            warm_runs={length: len(opened[0][index][length]["runs_ns"]) for length in lengths},
+            unstable=tuple(length for length in lengths if not all(warm[index][length]["stable"] for warm in opened)),
             samples_ns={length: tuple(blocks) for length, blocks in samples[index].items()},
         )
         for index, cell in enumerate(cells)
@@ -240,7 +250,7 @@ def price_folders(kind: Kind, folders: Sequence[Path], engine: Engine, lengths: 
     stays put when the whole machine slows down for a while.
     """
     cells = [Cell(label=folder.name, kind=kind, path=folder, sha256="unsealed", engine=engine) for folder in folders]
-    timings = measure_latency(cells, lengths, rounds=rounds)
+    timings = measure_latency(cells, lengths, rounds=rounds, processes=1)
     first = timings[0]
     return [
         {length: first.median_ms(length) / ratio_interval(first.samples_ns[length], timing.samples_ns[length]).point for length in lengths}

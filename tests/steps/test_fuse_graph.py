@@ -261,7 +261,7 @@ def test_broken_graph_is_an_error_that_names_the_file(exported: Artifact, tmp_pa
     path = tmp_path / "broken" / Kind.ONNX.main_file
     path.write_bytes(path.read_bytes()[:5000])
     broken = seal(tmp_path / "broken", tmp_path / "sealed", Kind.ONNX, "random")
-    with pytest.raises(StepError, match=r"model\.onnx: not a readable ONNX graph.*make the artifact again"):
+    with pytest.raises(StepError, match=r"model\.onnx: cannot be read as ONNX.*make the artifact again"):
         fuse_graph("attention", keep="always").run(broken, out, make_context())
 
 
@@ -270,7 +270,7 @@ def test_full_disk_is_an_error_that_says_so(exported: Artifact, out: Path, make_
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(ir, "save", save)
-    with pytest.raises(MachineError, match=r"out: the graph cannot be written: No space left on device; free some space"):
+    with pytest.raises(MachineError, match=r"model.onnx: cannot be written: No space left on device; free some space"):
         fuse_graph("attention", keep="always").run(exported, out, make_context())
 
 

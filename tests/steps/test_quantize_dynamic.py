@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from optbench.artifact import Artifact, Kind, copy_companions, open_artifact, seal
 from optbench.errors import MachineError, StepError
-from optbench.steps import onnx_weights
+from optbench.steps import onnx_file
 from optbench.steps.base import StepContext, StepReport
 from optbench.steps.onnx_weights import quantize_columns
 from optbench.steps.quantize_dynamic import QuantizeDynamic
@@ -166,7 +166,7 @@ def test_large_weights_go_to_a_data_file_and_give_the_same_numbers(
 ) -> None:
     source = make_artifact(Kind.ONNX)
     inline, _ = quantize(source, tmp_path / "inline", make_context())
-    monkeypatch.setattr(onnx_weights, "INLINE_BYTES_MAX", 1000)
+    monkeypatch.setattr(onnx_file, "INLINE_BYTES_MAX", 1000)
     external, _ = quantize(source, tmp_path / "external", make_context())
     assert sorted(path.name for path in external.parent.iterdir()) == ["model.onnx", "model.onnx_data"]
     assert [path.name for path in inline.parent.iterdir()] == ["model.onnx"]

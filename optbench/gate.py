@@ -1,0 +1,172 @@
+"""The gate: does a proposed change make the artifact slower or less accurate than is allowed?"""
+
+import math
+from statistics import NormalDist
+
+from pydantic import BaseModel, ConfigDict
+
+from optbench.comparison import Pair, check_alike, percent_cells, unlike_results
+from optbench.errors import MeasureError
+from optbench.measure.accuracy import accuracy_change
+from optbench.measure.statistics import Change, Interval, further_queries, further_rounds
+from optbench.record import Record
+from optbench.report.table import Table
+from optbench.verdict import Outcome
+
+__all__ = ["Check", "GateResult", "gate", "gate_table"]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Check(_Part):
+    """One length or task of a gate.
+
+    Attributes:
+        about: `latency, 16 tokens`, `nDCG@10 on chorus`.
+        outcome: pass, fail or inconclusive.
+        change: relative: +0.10 is 10 % more time, -0.01 is 1 % less accuracy; None where nothing could be compared.
+        limit: the change that is just allowed, in the same terms.
+        further: rounds or queries that would probably settle it; None where it is settled or no number would.
+        reason: in words.
+    """
+
+    about: str
+    outcome: Outcome
+    change: Interval | None
+    limit: float
+    further: int | None = None
+    reason: str
+
+
+class GateResult(_Part):
+    """All checks, and what they come to: one confirmed regression fails it."""
+
+    outcome: Outcome
+    checks: tuple[Check, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def exit_status(self) -> int:
+        """0 pass, 1 fail, 3 inconclusive."""
+        return {Outcome.PASS: 0, Outcome.FAIL: 1}.get(self.outcome, 3)
+
+
+def gate(old: Record, new: Record, *, latency_limit: float = 0.05, accuracy_limit: float = 0.01) -> GateResult:
+    """Whether a change made things worse than is allowed.
+
+    A check passes only if its whole 95 % interval is within the limit, and fails only if the whole interval is beyond it, so at
+    a true change just at the limit either is wrong in about 1 of 40 runs, and further off far less often.
+
+    Args:
+        old: the record that stands.
+        new: the record of what is proposed; of the same machine, workload and body.
+        latency_limit: the share of time that may be added: 0.05 is 5 %.
+        accuracy_limit: the share of a task's metric that may be lost.
+
+    Raises:
+        RecordError: the two are not comparable; says in what.
+    """
+    check_alike([old, new], "none")
+    pair = Pair(old, new)
+    checks = [_latency_check(pair, length, latency_limit) for length in pair.lengths]
+    notes = pair.notes()
+    if old.weights == "random":
+        notes.append("accuracy is not judged: the weights are random")
+    elif not old.final.accuracy:
+        notes.append("accuracy is not judged: the old record has none")
+    else:
+        checks += _accuracy_checks(old, new, accuracy_limit)
+    if any(check.outcome == Outcome.FAIL and check.about.startswith("latency") for check in checks):
+        notes.append("a process may be slow for its whole life: measure the new artifact once more before acting on a slowdown")
+    outcomes = {check.outcome for check in checks}
+    outcome = next((each for each in (Outcome.FAIL, Outcome.INCONCLUSIVE) if each in outcomes), Outcome.PASS)
+    return GateResult(outcome=outcome, checks=tuple(checks), notes=tuple(notes))
+
+
+def _slowdown(speed: Interval) -> Interval:
+    """Relative change of time from how many times as fast it is."""
+    return speed.model_copy(update={"point": 1 / speed.point - 1, "low": 1 / speed.high - 1, "high": 1 / speed.low - 1})
+
+
+def _latency_check(pair: Pair, length: int, limit: float) -> Check:
+    change = _slowdown(pair.speed(length))
+    about = f"latency, {length} tokens"
+    if change.bounded and change.high <= limit:
+        return Check(about=about, outcome=Outcome.PASS, change=change, limit=limit, reason="the whole interval is within the limit")
+    if change.bounded and change.low > limit:
+        if _nothing_changed(pair.old, pair.new):
+            reason = "nothing changed: the artifact, its engine and the libraries are the same, so this is what two runs differ by here"
+            return Check(about=about, outcome=Outcome.INCONCLUSIVE, change=change, limit=limit, reason=reason)
+        return Check(about=about, outcome=Outcome.FAIL, change=change, limit=limit, reason="the whole interval is beyond the limit")
+    further = further_rounds(_slowdown(pair.speed(length, deviation=0.0)), limit)
+    # Rounds narrow what differs from round to round; what differs from run to run stays.
+    stays = pair.deviation * NormalDist().inv_cdf(0.975)
+    if further == 0 or (change.bounded and pair.deviation > 0 and stays >= abs(math.log((1 + change.point) / (1 + limit)))):
+        further, reason = None, "the two runs differ by more than the artifacts may; measure both again on a quieter machine"
+    elif further is None:
+        reason = "the change is too near the limit for any number of rounds to tell"
+    else:
+        found = "the interval spans the limit" if change.bounded else f"{change.n} rounds are too few for an interval"
+        reason = f"{found}; about {further} more rounds in both would probably tell"
+    return Check(about=about, outcome=Outcome.INCONCLUSIVE, change=change, limit=limit, further=further, reason=reason)
+
+
+def _nothing_changed(old: Record, new: Record) -> bool:
+    """Whether both runs timed one and the same thing; a process may be slow for its whole life."""
+    return all(
+        before == after
+        for before, after in (
+            (old.final.artifact_sha256, new.final.artifact_sha256),
+            (old.final.engine, new.final.engine),
+            (old.libraries, new.libraries),
+        )
+    )
+
+
+def _accuracy_checks(old: Record, new: Record, limit: float) -> list[Check]:
+    after = {result.task: result for result in new.final.accuracy}
+    checks = []
+    for before in old.final.accuracy:
+        about = f"{before.main_metric} on {before.task}"
+        result = after.get(before.task)
+        unlike = "is in the old record only" if result is None else unlike_results(before, result)
+        if result is None or unlike is not None:
+            reason = f"{unlike}; measure both on the same task"
+            checks.append(Check(about=about, outcome=Outcome.INCONCLUSIVE, change=None, limit=-limit, reason=reason))
+            continue
+        try:
+            checks.append(_accuracy_check(about, accuracy_change(before, result), limit))
+        except MeasureError as error:
+            checks.append(Check(about=about, outcome=Outcome.INCONCLUSIVE, change=None, limit=-limit, reason=str(error)))
+    return checks
+
+
+def _accuracy_check(about: str, change: Change, limit: float) -> Check:
+    further = None
+    if change.low >= -limit:
+        outcome, reason = Outcome.PASS, "the whole interval is within the limit"
+    elif change.high < -limit:
+        outcome, reason = Outcome.FAIL, "the whole interval is beyond the limit"
+    else:
+        outcome, further = Outcome.INCONCLUSIVE, further_queries(change, -limit)
+        reason = "the loss is too near the limit for any number of queries to tell"
+        if further is not None:
+            reason = f"the interval spans the limit; about {further} more queries would probably tell"
+    return Check(about=about, outcome=outcome, change=change, limit=-limit, further=further, reason=reason)
+
+
+def gate_table(result: GateResult) -> Table:
+    """Each check, its interval, and what became of it."""
+    rows = []
+    for check in result.checks:
+        found, interval = ("", "") if check.change is None else percent_cells(check.change)
+        rows.append([check.about, found, interval, f"{100 * check.limit:+.1f}", check.reason, str(check.outcome)])
+    note = " ".join(
+        [
+            "Changes in %, with 95 % intervals; more time and less accuracy are worse.",
+            *(f"{text[0].upper()}{text[1:]}." for text in result.notes),
+        ]
+    )
+    return Table(f"Gate: {result.outcome}", ["what", "change", "interval", "limit", "reason", "outcome"], rows, note)

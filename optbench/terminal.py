@@ -1,0 +1,80 @@
+"""What the command line puts on the terminal: progress and warnings on stderr, tables and JSON on stdout."""
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+
+if TYPE_CHECKING:
+    from optbench.report.table import Table
+
+__all__ = ["Watch", "print_json", "print_tables", "print_warnings", "watching"]
+
+# The form of every --json document; raised when a key changes its meaning or goes.
+JSON_SCHEMA_VERSION = 1
+
+
+class Watch:
+    """Progress on stderr: a live line on a terminal, one plain line a finished stage elsewhere."""
+
+    def __init__(self, progress: Progress, console: Console) -> None:
+        self._progress, self._console = progress, console
+        self._task: TaskID | None = None
+        self._label, self._start = "", 0.0
+
+    def begin(self, label: str) -> None:
+        """Show that a stage has begun."""
+        self._label, self._start = label, time.monotonic()
+        self._task = self._progress.add_task(label, total=None, message="")
+
+    def update(self, message: str, share: float | None) -> None:
+        """Show how far it is."""
+        if self._task is not None:
+            self._progress.update(self._task, message=message, total=1.0 if share is not None else None, completed=share or 0.0)
+
+    def end(self, outcome: str) -> None:
+        """Leave a line that says what it took."""
+        if self._task is not None:
+            self._progress.remove_task(self._task)
+            self._task = None
+        self._console.print(
+            f"{time.monotonic() - self._start:7.1f} s  {self._label}: {outcome}", markup=False, highlight=False, soft_wrap=True
+        )
+
+
+@contextmanager
+def watching() -> Iterator[Watch]:
+    """Show progress while the work inside lasts, and a last word on Ctrl-C."""
+    console = Console(stderr=True)
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(20), TextColumn("{task.fields[message]}"), TimeElapsedColumn())
+    try:
+        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+            yield Watch(progress, console)
+    except KeyboardInterrupt:
+        console.print("stopped; what had finished is kept, and the next run goes on from there", markup=False, highlight=False)
+        raise
+
+
+def print_json(command: str, **document: Any) -> None:
+    """Print a command's one JSON document."""
+    print(json.dumps({"schema_version": JSON_SCHEMA_VERSION, "command": command, **document}, indent=2))  # noqa: T201
+
+
+def print_tables(tables: Sequence["Table | None"]) -> None:
+    """Print the tables that have rows."""
+    from optbench.report.table import to_rich
+
+    console = Console()
+    for table in tables:
+        if table is not None and table.rows:
+            console.print(to_rich(table))
+
+
+def print_warnings(warnings: Sequence[str]) -> None:
+    """Print warnings, one a line."""
+    for warning in warnings:
+        Console(stderr=True).print(f"warning: {warning}", markup=False, highlight=False, soft_wrap=True)
