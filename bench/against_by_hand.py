@@ -20,7 +20,8 @@ from optbench.engines import OnnxRuntime, OpenVino
 from optbench.measure.latency import Cell, measure_latency
 from optbench.measure.statistics import ratio_interval
 from optbench.plan import Cache
-from optbench.recipe import Recipe, load_recipe
+from optbench.recipe import Recipe
+from optbench.recipe_file import load_recipe
 from optbench.runner import Silent
 from optbench.stages import calibration_texts, make_base, make_stage
 from optbench.steps import ExportOnnx

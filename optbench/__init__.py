@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from optbench.encoder import Encoder, load
-    from optbench.recipe import Recipe, load_recipe
+    from optbench.recipe import Recipe
+    from optbench.recipe_file import load_recipe
     from optbench.runner import Options, apply
 
 # `import openvino` and nncf send usage events over the network through this module, and do without where it is missing.

@@ -2,6 +2,8 @@
 
 Schema history:
     1  first: points, timings with raw nanoseconds, accuracy per query, serving times, machine, libraries, warnings.
+    2  adds, each optional: accuracy of queries alone against an fp32 index, stability of the embeddings, serving scenarios.
+       Records of schema 1 are read as they are.
 """
 
 import json
@@ -25,7 +27,8 @@ from optbench.steps.base import StepReport
 
 __all__ = ["Point", "Record", "check_comparable", "find_record", "newest_record", "read_record", "write_record"]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+SCHEMAS_READ = (1, 2)
 # A record of a large judged task is some megabytes of per-query values.
 RECORD_BYTES_MAX = 256 * 1024 * 1024
 
@@ -91,7 +94,7 @@ class Record(_Part):
         warnings: what a reader must know before believing a figure.
     """
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[1, 2] = 2
     created: str
     optbench: str
     recipe: Recipe
@@ -163,8 +166,10 @@ def read_record(path: Path) -> Record:
     except ValueError as error:
         raise RecordError(f"{path}: not JSON ({error}); the file may be truncated") from error
     schema = document.get("schema_version") if isinstance(document, dict) else None
-    if schema != SCHEMA_VERSION:
-        raise RecordError(f"{path}: has schema {schema}, this optbench reads {SCHEMA_VERSION}; use the version that wrote it")
+    if schema not in SCHEMAS_READ:
+        raise RecordError(
+            f"{path}: has schema {schema}, this optbench reads {SCHEMAS_READ[0]} to {SCHEMA_VERSION}; use the version that wrote it"
+        )
     try:
         return Record.model_validate_json(content)
     except ValidationError as error:

@@ -15,7 +15,7 @@ from optbench.machine import read_machine
 from optbench.measure.accuracy import AccuracyResult
 from optbench.measure.footprint import MemorySample
 from optbench.measure.latency import Timing
-from optbench.recipe import load_recipe
+from optbench.recipe_file import load_recipe
 from optbench.record import Point, Record
 from optbench.steps.base import StepContext, StepReport
 from optbench.steps.convert_openvino import ConvertOpenvino

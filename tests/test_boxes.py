@@ -7,7 +7,7 @@ import pytest
 from optbench.boxes import Box, load_boxes, matching_box
 from optbench.errors import MachineError
 from optbench.machine import Machine
-from optbench.recipe import load_recipe
+from optbench.recipe_file import load_recipe
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 GOOD = "name: lab\ncpu: EPYC\ncores: 4\nisa: avx2\n"

@@ -6,7 +6,7 @@ import pytest
 
 from optbench.machine import read_machine
 from optbench.plan import Cache, make_plan, step_key
-from optbench.recipe import load_recipe
+from optbench.recipe_file import load_recipe
 from optbench.steps import ConvertOpenvino, ExportOnnx, FuseGraph, QuantizeStatic
 
 RECIPES = Path(__file__).parent.parent / "recipes"

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from optbench.artifact import Kind
 from optbench.boxes import load_boxes
 from optbench.errors import RecipeError
-from optbench.recipe import load_recipe, recipe_schema
+from optbench.recipe import recipe_schema
+from optbench.recipe_file import load_recipe
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 

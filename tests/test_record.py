@@ -42,7 +42,7 @@ def test_folder_without_records_is_an_error(tmp_path: Path) -> None:
     ("damage", "said"),
     [
         (lambda text: text[: len(text) // 2], "may be truncated"),
-        (lambda text: text.replace('"schema_version":1', '"schema_version":99'), "has schema 99"),
+        (lambda text: text.replace('"schema_version":2', '"schema_version":99'), "has schema 99"),
         (lambda text: json.dumps({"schema_version": 1}), "broken at"),
         (lambda text: "[]", "has schema None"),
         (lambda text: text.replace('"threads":2', '"threads":"many"'), "broken at threads"),

@@ -15,7 +15,8 @@ from filelock import FileLock
 from optbench.artifact import Artifact, open_artifact
 from optbench.errors import MachineError, StepError
 from optbench.plan import Cache
-from optbench.recipe import Recipe, load_recipe
+from optbench.recipe import Recipe
+from optbench.recipe_file import load_recipe
 from optbench.record import newest_record
 from optbench.runner import Applied, Options, apply, plan
 

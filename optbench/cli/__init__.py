@@ -1,0 +1,63 @@
+"""The command line: the only folder that exits, and with terminal.py the only place that prints.
+
+Exit status: 0 done, or the verdict is pass; 1 the verdict is fail; 2 an error; 3 the verdict is inconclusive; 130 stopped by Ctrl-C.
+Tables go to stdout, progress to stderr; with --json stdout holds one JSON document and nothing else.
+"""
+
+import logging
+import sys
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+
+import optbench
+from optbench.cli import measuring, recipes, records
+from optbench.cli.options import ERROR_STATUS
+from optbench.errors import OptbenchError
+
+__all__ = ["app", "main"]
+
+# In the order that --help lists them.
+COMMANDS = (
+    recipes.check,
+    recipes.schema,
+    recipes.plan,
+    recipes.apply,
+    records.report,
+    records.compare,
+    records.gate,
+    measuring.measure,
+    measuring.stability,
+    measuring.scenarios,
+    measuring.probe,
+)
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Make a text-embedding encoder fast on CPUs, and prove it.",
+    epilog="Exit status: 0 done or pass, 1 fail, 2 error, 3 inconclusive, 130 stopped by Ctrl-C.",
+)
+
+for command in COMMANDS:
+    app.command()(command)
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        print(optbench.__version__)  # noqa: T201
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line and exit with its status."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=Console(stderr=True), show_path=False)])
+    try:
+        app()
+    except OptbenchError as error:
+        Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(ERROR_STATUS)

@@ -1,0 +1,122 @@
+"""Commands that measure: artifacts against each other, under a service's load, for stability; and the machine itself."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from optbench.cli.options import CacheFolder, IsaOption, Json, Output, TaskOption, run_options
+from optbench.machine import Isa
+from optbench.terminal import print_json, print_tables, print_warnings, watching
+
+__all__ = ["measure", "probe", "scenarios", "stability"]
+
+
+def measure(
+    artifacts: Annotated[list[Path], typer.Argument(metavar="ARTIFACT...", help="Artifact folders; all are timed in alternation.")],
+    engine: Annotated[str | None, typer.Option("--engine", help="Engine settings as JSON, or an engine's name.")] = None,
+    lengths: Annotated[str, typer.Option("--lengths", help="Token lengths, comma-separated.")] = "8,16,32,64,128",
+    batch: Annotated[int, typer.Option("--batch", min=1)] = 1,
+    rounds: Annotated[int, typer.Option("--rounds", min=3)] = 15,
+    task: TaskOption = None,
+    isa: IsaOption = None,
+    cache: CacheFolder = None,
+    as_json: Json = False,
+) -> None:
+    """Measure artifacts: latency against each other, and accuracy on tasks."""
+    from optbench.adhoc import measure_artifacts
+
+    options = run_options(cache, Path("exported"), "real", None, task, isa, None)
+    with watching() as watch:
+        measured = measure_artifacts(
+            artifacts, engine, _parse_lengths(lengths), batch, rounds, options.tasks, options.cache, options.isa, watch
+        )
+    if as_json:
+        print_json("measure", **measured.model_dump(mode="json"))
+    else:
+        print_tables(measured.tables())
+        print_warnings(measured.warnings)
+
+
+def _parse_lengths(text: str) -> tuple[int, ...]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) >= 1 for part in parts):
+        raise typer.BadParameter(f"{text!r}: give whole numbers from 1, separated by commas, such as 8,16,32", param_hint="--lengths")
+    return tuple(dict.fromkeys(int(part) for part in parts))
+
+
+def probe(
+    recipes: Annotated[list[Path] | None, typer.Argument(metavar="[RECIPE]...", help="Recipes to give the floor of.")] = None,
+    output: Output = Path("exported"),
+    as_json: Json = False,
+) -> None:
+    """Show what this machine can do, and per recipe and length the floor in ms and how far above it the artifact is."""
+    from optbench.adhoc import floors_of_recipes, machine_table
+    from optbench.recipe_file import load_recipe
+    from optbench.tune.floor import probe as probe_machine
+
+    loaded = [load_recipe(path) for path in recipes or []]
+    with watching() as watch:
+        watch.begin("probe")
+        result = probe_machine()
+        watch.end(result.machine.cpu)
+    floors = floors_of_recipes(loaded, result.peaks, result.machine, output)
+    if as_json:
+        print_json("probe", **result.model_dump(mode="json"), floors=[floor.model_dump(mode="json") for floor in floors])
+        return
+    print_tables([machine_table(result), *(floor.table() for floor in floors)])
+
+
+def stability(
+    artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="An artifact's folder.")],
+    floor: Annotated[float | None, typer.Option(min=-1, max=1, help="Exit 1 if a condition's worst cosine is below.")] = None,
+    texts: Annotated[int, typer.Option(min=16, help="Real texts that are compared.")] = 64,
+    task: TaskOption = None,
+    isa: Annotated[Isa | None, typer.Option("--isa", help="An instruction set to compare with.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Embed the same texts alone, padded, in batches and on other threads: do the vectors stay the same?"""
+    from optbench.adhoc import measure_artifact_stability, stability_table
+    from optbench.tasks import Retail, parse_task
+
+    chosen = [parse_task(each) for each in task or []] or [Retail()]
+    with watching() as watch:
+        watch.begin("stability")
+        result = measure_artifact_stability(artifact, chosen, texts, [isa] if isa else [], watch.update)
+        watch.end(f"{len(result.rows)} conditions")
+    below = result.below(floor) if floor is not None else ()
+    if as_json:
+        print_json("stability", **result.model_dump(mode="json"), below=[row.condition for row in below])
+    else:
+        print_tables([stability_table(result)])
+        print_warnings(result.explanations)
+    if below:
+        raise typer.Exit(1)
+
+
+def scenarios(
+    artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="An artifact's folder.")],
+    rate: Annotated[
+        float | None, typer.Option(min=0.001, help="Queries a second that arrive at random; the highest is searched for.")
+    ] = None,
+    limit_ms: Annotated[float | None, typer.Option(min=0.001, help="The p99 to keep; four single-stream p99 when left out.")] = None,
+    seconds: Annotated[float, typer.Option(min=0.1, help="How long each run lasts.")] = 10.0,
+    task: TaskOption = None,
+    isa: IsaOption = None,
+    as_json: Json = False,
+) -> None:
+    """Latency as services see it: single stream, server with random arrivals, offline; one session or many."""
+    from optbench.adhoc import measure_artifact_scenarios
+    from optbench.report.table import Table
+    from optbench.tasks import Retail, parse_task
+
+    chosen = [parse_task(each) for each in task or []] or [Retail()]
+    with watching() as watch:
+        watch.begin("scenarios")
+        result = measure_artifact_scenarios(artifact, chosen, rate, limit_ms, seconds, isa, watch.update)
+        watch.end("done")
+    if as_json:
+        print_json("scenarios", **result.model_dump(mode="json"))
+    else:
+        print_tables([Table(*rows) for rows in result.tables()])
+        print_warnings(result.notes)

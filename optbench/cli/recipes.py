@@ -1,0 +1,123 @@
+"""Commands on recipes: check, schema, plan, apply."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from optbench.cli.options import (
+    ERROR_STATUS,
+    BaseOption,
+    CacheFolder,
+    FromOption,
+    IsaOption,
+    Json,
+    Output,
+    RecipePath,
+    TaskOption,
+    WeightsOption,
+    run_options,
+)
+from optbench.errors import RecipeError
+from optbench.terminal import print_json, print_tables, print_warnings, watching
+
+__all__ = ["apply", "check", "plan", "schema"]
+
+
+def check(recipes: Annotated[list[Path], typer.Argument(metavar="RECIPE...", help="Recipe files.")], as_json: Json = False) -> None:
+    """Check recipes: every problem with file, line, key and cure. Loads nothing heavy."""
+    from optbench.recipe_file import load_recipe
+
+    results: list[dict[str, Any]] = []
+    for path in recipes:
+        try:
+            recipe = load_recipe(path)
+        except RecipeError as error:
+            results.append({"path": str(path), "problems": str(error).splitlines()})
+        else:
+            results.append({"path": str(path), "problems": [], "name": recipe.name, "sha256": recipe.sha256, "steps": len(recipe.steps)})
+    if as_json:
+        print_json("check", recipes=results)
+    for result in [] if as_json else results:
+        if result["problems"]:
+            Console(stderr=True).print("\n".join(result["problems"]), markup=False, highlight=False, soft_wrap=True)
+        else:
+            Console().print(f"{result['path']}: ok, {result['steps']} steps", markup=False, highlight=False)
+    if any(result["problems"] for result in results):
+        raise typer.Exit(ERROR_STATUS)
+
+
+def schema() -> None:
+    """Print the JSON schema of recipes, for editors."""
+    from optbench.recipe import recipe_schema
+
+    print(json.dumps(recipe_schema(), indent=2))  # noqa: T201
+
+
+def plan(
+    recipe: RecipePath,
+    weights: WeightsOption = "real",
+    base: BaseOption = None,
+    from_step: FromOption = None,
+    cache: CacheFolder = None,
+    as_json: Json = False,
+) -> None:
+    """Show which steps would run, and which are cached. Runs nothing."""
+    from optbench import runner
+    from optbench.recipe_file import load_recipe
+
+    options = run_options(cache, Path("exported"), weights, base, None, None, from_step)
+    _show_plan("plan", runner.plan(load_recipe(recipe), options).model_dump(mode="json"), as_json)
+
+
+def _show_plan(command: str, document: dict[str, Any], as_json: bool) -> None:
+    from optbench.report.table import Table
+
+    if as_json:
+        print_json(command, plan=document)
+        return
+    names = {-1: "baseline export"}
+    rows = [["base", document["base"], "", "checkpoint", document["base_state"]]]
+    rows += [
+        [names.get(step["index"], str(step["index"])), step["step"], step["takes"], step["gives"], step["state"]]
+        for step in document["steps"]
+    ]
+    note = f"At most {document['missing_bytes'] / 1e9:.1f} GB of disk for what is not cached."
+    print_tables([Table(f"Plan of {document['recipe']}", ["step", "what", "takes", "gives", "state"], rows, note)])
+
+
+def apply(
+    recipe: RecipePath,
+    weights: WeightsOption = "real",
+    base: BaseOption = None,
+    task: TaskOption = None,
+    isa: IsaOption = None,
+    from_step: FromOption = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
+    output: Output = Path("exported"),
+    cache: CacheFolder = None,
+    as_json: Json = False,
+) -> None:
+    """Run a recipe: steps, measurements, verdict, and the artifact with its evidence under exported/."""
+    from optbench import runner
+    from optbench.recipe_file import load_recipe
+    from optbench.report.table import latency_table, serving_table, tradeoff_table, verdict_table
+
+    loaded = load_recipe(recipe)
+    options = run_options(cache, output, weights, base, task, isa, from_step)
+    if dry_run:
+        _show_plan("apply", runner.plan(loaded, options).model_dump(mode="json"), as_json)
+        return
+    with watching() as watch:
+        applied = runner.apply(loaded, options, watch)
+    record, verdict = applied.record, applied.verdict
+    if as_json:
+        path = applied.folder / "records" / record.file_name
+        print_json("apply", folder=str(applied.folder), record=str(path), verdict=verdict.model_dump(mode="json"))
+    else:
+        print_tables([tradeoff_table(record), latency_table(record), serving_table(record), verdict_table(verdict)])
+        print_warnings(record.warnings)
+        Console().print(f"{applied.folder}: {verdict.outcome}", markup=False, highlight=False, soft_wrap=True)
+    raise typer.Exit(verdict.exit_status)
