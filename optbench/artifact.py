@@ -32,6 +32,7 @@ __all__ = [
     "MANIFEST",
     "Artifact",
     "Kind",
+    "LayerSize",
     "Manifest",
     "Weights",
     "copy_companions",
@@ -97,10 +98,19 @@ class _File(BaseModel):
     size_bytes: int = Field(ge=0)
 
 
+class LayerSize(BaseModel):
+    """One layer of a pruned body."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    heads: int = Field(ge=1)
+    feed_forward: int = Field(ge=1)
+
+
 class Manifest(BaseModel):
     """The list of an artifact's files, and where its weights come from.
 
-    Schema 1: schema_version, kind, weights, files.
+    Schema 1: schema_version, kind, weights, files; layers, where they differ.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -109,6 +119,8 @@ class Manifest(BaseModel):
     kind: Kind
     weights: Weights
     files: dict[str, _File]
+    # Left out where there is none, so that a manifest of alike layers keeps its bytes and its hash.
+    layers: tuple[LayerSize, ...] = Field(default=(), exclude_if=lambda layers: not layers)
 
     @property
     def size_bytes(self) -> int:
@@ -172,7 +184,7 @@ def _listed_files(folder: Path) -> list[str]:
     return sorted(name for name in names if name != MANIFEST)
 
 
-def seal(staging: Path, destination: Path, kind: Kind, weights: Weights) -> Artifact:
+def seal(staging: Path, destination: Path, kind: Kind, weights: Weights, layers: Iterable[LayerSize] = ()) -> Artifact:
     """Hash a finished folder, write its manifest and move it into place.
 
     A folder that is already there is swapped with the new one in one system call, so a crash at any moment leaves one of
@@ -183,6 +195,7 @@ def seal(staging: Path, destination: Path, kind: Kind, weights: Weights) -> Arti
         destination: where the artifact is to live; a folder already there is replaced.
         kind: what the folder holds.
         weights: where its numbers come from.
+        layers: their sizes, first to last, where they differ.
 
     Raises:
         ArtifactError: the folder lacks its kind's main file, or holds a link.
@@ -194,7 +207,7 @@ def seal(staging: Path, destination: Path, kind: Kind, weights: Weights) -> Arti
         files = {
             name: _File(sha256=hash_file(staging / name), size_bytes=(staging / name).stat().st_size) for name in _listed_files(staging)
         }
-        content = Manifest(kind=kind, weights=weights, files=files).to_bytes()
+        content = Manifest(kind=kind, weights=weights, files=files, layers=tuple(layers)).to_bytes()
         with (staging / MANIFEST).open("wb") as file:
             file.write(content)
             file.flush()

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from optbench.artifact import Kind
-from optbench.checkpoint import Description, describe, read_json, write_layout
+from optbench.checkpoint import BODY_KEYS, OPTIONAL_BODY_KEYS, Description, describe, read_json, write_layout
 from optbench.errors import BaseModelError
 from optbench.safetensors_file import check_file, merge_shards
 
@@ -43,18 +43,7 @@ SHARD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\.safetensors")
 NUMBERED_SHARD = re.compile(r"model-[0-9]+-of-[0-9]+\.safetensors")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack")
 
-CONFIG_KEYS = {
-    "architecture": "model_type",
-    "layers": "num_hidden_layers",
-    "hidden": "hidden_size",
-    "heads": "num_attention_heads",
-    "feed_forward": "intermediate_size",
-    "vocabulary": "vocab_size",
-    "positions": "max_position_embeddings",
-    "type_vocabulary": "type_vocab_size",
-    "layer_norm_epsilon": "layer_norm_eps",
-    "pad_id": "pad_token_id",
-}
+CONFIG_KEYS = {"architecture": "model_type", **BODY_KEYS, **OPTIONAL_BODY_KEYS}
 
 
 def select_names(names: Iterable[str]) -> list[str]:

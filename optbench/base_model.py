@@ -23,7 +23,7 @@ from optbench.artifact import Artifact, Kind, Weights, hash_file, open_artifact,
 from optbench.base_hub import fetch_from_hub
 from optbench.base_layout import INDEX, WEIGHTS, assemble, check_names, find_files
 from optbench.base_source import HubSource, PackageSource, PathSource, RandomSource, Source, check_revision, parse_source
-from optbench.checkpoint import Body, Description, Pooling, Prompts, read_json, write_layout
+from optbench.checkpoint import Body, Description, Pooling, Prompts, read_body, read_json, write_layout
 from optbench.errors import ArtifactError, BaseModelError, MachineError
 from optbench.machine import free_disk
 
@@ -203,7 +203,7 @@ def obtain_base(
                 origin = _fill(staging, source, base, progress)
                 (staging / ORIGIN).write_text(origin.model_dump_json(indent=2) + "\n", encoding="utf-8")
                 progress("sealing the base", None)
-                return seal(staging, folder, Kind.CHECKPOINT, origin.weights)
+                return seal(staging, folder, Kind.CHECKPOINT, origin.weights, read_body(staging).layer_sizes)
             finally:
                 shutil.rmtree(staging, ignore_errors=True)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""A Hugging Face checkpoint folder: what model it holds, described without torch and built with it.
+"""A Hugging Face checkpoint folder: what model it holds, described without torch; `torch_model` builds it.
 
 The layout is sentence-transformers': `config.json` and `model.safetensors` of the transformer, `modules.json` naming the
 modules in order, `1_Pooling/config.json`, prompts in `config_sentence_transformers.json`, the longest input in
@@ -6,25 +6,22 @@ modules in order, `1_Pooling/config.json`, prompts in `config_sentence_transform
 """
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from optbench.artifact import LayerSize
 from optbench.errors import BaseModelError
 
-if TYPE_CHECKING:
-    import torch
-
 __all__ = [
+    "BODY_KEYS",
+    "OPTIONAL_BODY_KEYS",
     "Body",
     "Description",
     "Pooling",
     "Prompts",
-    "build_module",
     "describe",
     "read_body",
     "read_json",
@@ -57,8 +54,18 @@ BODY_KEYS = MappingProxyType(
     }
 )
 OPTIONAL_BODY_KEYS = MappingProxyType(
-    {"type_vocabulary": "type_vocab_size", "layer_norm_epsilon": "layer_norm_eps", "pad_id": "pad_token_id"}
+    {
+        "type_vocabulary": "type_vocab_size",
+        "layer_norm_epsilon": "layer_norm_eps",
+        "pad_id": "pad_token_id",
+        # optbench's own, for a body whose layers differ; transformers has no such config.
+        "layer_heads": "layer_num_attention_heads",
+        "layer_feed_forward": "layer_intermediate_size",
+        "position_bias_heads": "layer_position_bias_heads",
+    }
 )
+
+Count = Annotated[int, Field(ge=1, le=1048576)]
 
 
 class Body(BaseModel):
@@ -76,14 +83,77 @@ class Body(BaseModel):
     type_vocabulary: int = Field(default=1, ge=1, le=64)
     layer_norm_epsilon: float = Field(default=1e-12, gt=0, lt=1)
     pad_id: int = Field(default=0, ge=0)
+    layer_heads: tuple[Count, ...] | None = Field(
+        default=None,
+        exclude_if=lambda value: value is None,
+        description="Heads of each layer where layers differ; each head is hidden / heads wide.",
+    )
+    layer_feed_forward: tuple[Count, ...] | None = Field(
+        default=None, exclude_if=lambda value: value is None, description="Feed-forward width of each layer where layers differ."
+    )
+
+    position_bias_heads: tuple[tuple[int, ...], ...] | None = Field(
+        default=None,
+        exclude_if=lambda value: value is None,
+        description="MPNet with fewer heads: the columns of the shared position bias that each layer's heads read.",
+    )
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> Self:
+        for name, sizes, most in (
+            ("layer_heads", self.layer_heads, self.heads),
+            ("layer_feed_forward", self.layer_feed_forward, self.feed_forward),
+        ):
+            if sizes is not None and (len(sizes) != self.layers or max(sizes) > most):
+                raise ValueError(f"{name} {list(sizes)}: {self.layers} sizes of at most {most} are wanted, one a layer")
+        columns = self.position_bias_heads
+        if columns is not None and (
+            tuple(len(layer) for layer in columns) != self.heads_by_layer
+            or any(not 0 <= column < self.heads for layer in columns for column in layer)
+        ):
+            raise ValueError(f"position_bias_heads: one column below {self.heads} is wanted for each head of each layer")
+        return self
+
+    @property
+    def is_pruned(self) -> bool:
+        """Whether layers differ, or have fewer heads than their width says: a body that transformers cannot build by itself."""
+        return self.layer_heads is not None or self.layer_feed_forward is not None
+
+    @property
+    def head_size(self) -> int:
+        """Width of one attention head."""
+        return self.hidden // self.heads
+
+    @property
+    def heads_by_layer(self) -> tuple[int, ...]:
+        """Attention heads of each layer."""
+        return self.layer_heads or (self.heads,) * self.layers
+
+    @property
+    def feed_forward_by_layer(self) -> tuple[int, ...]:
+        """Feed-forward width of each layer."""
+        return self.layer_feed_forward or (self.feed_forward,) * self.layers
+
+    @property
+    def layer_sizes(self) -> tuple[LayerSize, ...]:
+        """What the manifest says of a pruned body's layers; nothing of one whose layers are alike."""
+        if not self.is_pruned:
+            return ()
+        sizes = zip(self.heads_by_layer, self.feed_forward_by_layer, strict=True)
+        return tuple(LayerSize(heads=heads, feed_forward=feed_forward) for heads, feed_forward in sizes)
+
+    @property
+    def weights(self) -> int:
+        """Weights in the matrix products: per layer four of attention and two of the feed-forward; the tables are left out."""
+        attention = 4 * self.head_size * sum(self.heads_by_layer)
+        return self.hidden * (attention + 2 * sum(self.feed_forward_by_layer))
 
     @property
     def parameters(self) -> int:
         """Parameters of the body with its tables, without a pooler head."""
-        h, f = self.hidden, self.feed_forward
-        tables = (self.vocabulary + self.positions + self.type_vocabulary) * h + 2 * h
-        layer = 4 * (h * h + h) + (h * f + f) + (f * h + h) + 4 * h
-        return tables + self.layers * layer
+        tables = (self.vocabulary + self.positions + self.type_vocabulary + 2) * self.hidden
+        biases = 3 * self.head_size * sum(self.heads_by_layer) + sum(self.feed_forward_by_layer) + 6 * self.hidden * self.layers
+        return tables + self.weights + biases
 
 
 class Prompts(BaseModel):
@@ -149,6 +219,8 @@ def read_body(folder: Path) -> Body:
         raise BaseModelError(f"{path}: lacks {', '.join(missing)}; the file is not a whole config: fetch the model anew")
     values = {name: config[key] for name, key in BODY_KEYS.items()}
     values |= {name: config[key] for name, key in OPTIONAL_BODY_KEYS.items() if key in config}
+    # Strict validation takes no list for a tuple, and JSON has no other.
+    values = {name: _as_tuples(value) for name, value in values.items()}
     # transformers' own defaults for what a config may leave out.
     values.setdefault("type_vocabulary", 1 if model_type == "mpnet" else 2)
     values.setdefault("pad_id", 0 if model_type == "bert" else 1)
@@ -156,8 +228,14 @@ def read_body(folder: Path) -> Body:
         return Body.model_validate({"architecture": ARCHITECTURES[model_type], **values}, strict=True)
     except ValidationError as error:
         first = error.errors()[0]
+        if not first["loc"]:
+            raise BaseModelError(f"{path}: {first['msg'].removeprefix('Value error, ')}; fetch the model anew") from error
         key = {**BODY_KEYS, **OPTIONAL_BODY_KEYS}[str(first["loc"][0])]
         raise BaseModelError(f"{path}: {key} is {first['input']!r}: {first['msg']}; fetch the model anew") from error
+
+
+def _as_tuples(value: Any) -> Any:
+    return tuple(_as_tuples(item) for item in value) if isinstance(value, list) else value
 
 
 def read_named_prompts(folder: Path) -> dict[str, str]:
@@ -287,79 +365,3 @@ def write_layout(folder: Path, description: Description) -> None:
     }
     for name, document in documents.items():
         (folder / name).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-
-
-def build_module(folder: Path) -> "torch.nn.Module":
-    """Build the torch module of a checkpoint: transformer, pooling and normalization in one.
-
-    Its `forward(input_ids, attention_mask)` takes (batch, tokens) int64 and returns `last_hidden_state`
-    (batch, tokens, hidden) and `sentence_embedding` (batch, hidden), float32. Attention is eager: the only form that
-    exports to plain MatMul and Softmax on every version.
-
-    Raises:
-        BaseModelError: the folder is not a whole checkpoint, or its weights do not fit its config.
-    """
-    import torch
-    from safetensors import SafetensorError
-    from transformers import AutoModel
-
-    description = describe(folder)
-    if not (folder / "model.safetensors").is_file():
-        pickles = ", ".join(sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern)))
-        found = f"only {pickles}, which is a pickle and can run code" if pickles else "no model.safetensors"
-        raise BaseModelError(f"{folder}: {found}; optbench reads safetensors: convert it with transformers' save_pretrained")
-    try:
-        with _quiet_transformers():
-            body, loading = AutoModel.from_pretrained(
-                folder,
-                attn_implementation="eager",
-                dtype=torch.float32,
-                use_safetensors=True,
-                local_files_only=True,
-                trust_remote_code=False,
-                output_loading_info=True,
-            )
-    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
-        raise BaseModelError(f"{folder}: its weights cannot be loaded: {error}; fetch the model anew") from error
-    # transformers fills what is missing with random numbers and only warns.
-    missing = sorted(name for name in loading["missing_keys"] if not name.startswith("pooler."))
-    if missing:
-        raise BaseModelError(f"{folder}: the weights lack {', '.join(missing[:5])} ({len(missing)} in all); fetch the model anew")
-
-    class SentenceEmbedder(torch.nn.Module):  # type: ignore[misc]  # torch is not type-checked here
-        def __init__(self) -> None:
-            super().__init__()
-            self.body = body
-
-        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            hidden = self.body(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-            if description.pooling == "cls":
-                pooled = hidden[:, 0]
-            else:
-                mask = attention_mask.unsqueeze(-1).to(hidden.dtype)
-                pooled = (hidden * mask).sum(1) / mask.sum(1).clamp(min=1e-9)
-            if description.normalize:
-                pooled = torch.nn.functional.normalize(pooled, p=2.0, dim=1)
-            return hidden, pooled
-
-    # The pooler head feeds no output; dropping it frees 4 MB per million of hidden squared and keeps it out of the graph.
-    if hasattr(body, "pooler"):
-        body.pooler = None
-    return SentenceEmbedder().eval()
-
-
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """Keep its progress bar and its table of missing weights off stderr: what is missing is an error here."""
-    from transformers.utils import logging
-
-    def without_bar(factory: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
-        return factory(*args, **{**options, "disable": True})
-
-    hook, verbosity = logging.set_tqdm_hook(without_bar), logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_tqdm_hook(hook)
-        logging.set_verbosity(verbosity)

@@ -202,7 +202,8 @@ def check_alike(records: Sequence[Record], normalize: Normalize) -> None:
 def _shape(record: Record) -> str:
     """What a body's time depends on; an input reads a few rows of the tables, however large they are."""
     body = record.recipe.base.body
-    return f"{body.layers} layers of {body.hidden}, {body.heads} heads, feed-forward {body.feed_forward}"
+    heads, feed_forward = body.layer_heads or body.heads, body.layer_feed_forward or body.feed_forward
+    return f"{body.layers} layers of {body.hidden}, {heads} heads, feed-forward {feed_forward}"
 
 
 def compare(

@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import NormalDist
 from typing import Any, NamedTuple
 
-from optbench.checkpoint import Body
+from optbench.checkpoint import OPTIONAL_BODY_KEYS, Body
 from optbench.machine import usable_threads
 from optbench.safetensors_file import METADATA, encode_header
 
@@ -54,7 +54,7 @@ def _tensors(body: Body) -> dict[str, _Tensor]:
     of 1, 24 layers make all tokens of a text the same vector (cosine 1.000, which hides a wrong pooling); with these it is
     0.78, and between texts 0.77 (CLS) or 0.84 (mean). Norms vary a little, so that no fold of them is trivial.
     """
-    hidden, feed_forward = body.hidden, body.feed_forward
+    hidden = body.hidden
     tensors: dict[str, _Tensor] = {}
 
     def add_dense(name: str, outputs: int, inputs: int, gain: float = 1.0) -> None:
@@ -78,10 +78,11 @@ def _tensors(body: Body) -> dict[str, _Tensor]:
     attention_norm = "LayerNorm" if mpnet else "output.LayerNorm"
     # All layers together add about as much whatever their number: a CLS vector differs between texts by nothing else.
     attention_gain = min(1.0, 0.3 * sqrt(24 / body.layers))
-    for index in range(body.layers):
-        layer = f"encoder.layer.{index}"
-        for projection, gain in zip(projections, (2.0, 2.0, 1.0, attention_gain), strict=True):
-            add_dense(f"{layer}.attention.{projection}", hidden, hidden, gain)
+    for index, (heads, feed_forward) in enumerate(zip(body.heads_by_layer, body.feed_forward_by_layer, strict=True)):
+        layer, width = f"encoder.layer.{index}", heads * body.head_size
+        for projection, gain in zip(projections[:3], (2.0, 2.0, 1.0), strict=True):
+            add_dense(f"{layer}.attention.{projection}", width, hidden, gain)
+        add_dense(f"{layer}.attention.{projections[3]}", hidden, width, attention_gain)
         add_norm(f"{layer}.attention.{attention_norm}")
         add_dense(f"{layer}.intermediate.dense", feed_forward, hidden)
         add_dense(f"{layer}.output.dense", hidden, feed_forward)
@@ -187,6 +188,8 @@ def write_config(body: Body, special_ids: Mapping[str, int], path: Path) -> None
         "initializer_range": 0.02,
         "dtype": "float32",
     }
+    sizes = ("layer_heads", "layer_feed_forward", "position_bias_heads")
+    config |= {OPTIONAL_BODY_KEYS[name]: getattr(body, name) for name in sizes if getattr(body, name) is not None}
     if body.architecture == "MPNetModel":
         config["relative_attention_num_buckets"] = RELATIVE_BUCKETS
     else:

@@ -174,7 +174,7 @@ def export_artifact(artifact: Artifact, record: Record, verdict: Verdict, output
                 shutil.copytree(earlier, staging / "records")
             write_record(record, staging / "records")
             (staging / "README.md").write_text(render_card(record, verdict), encoding="utf-8")
-        seal(staging, folder, artifact.kind, artifact.weights)
+        seal(staging, folder, artifact.kind, artifact.weights, artifact.manifest.layers)
     return folder
 
 

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from optbench.artifact import Artifact, Weights, open_artifact, seal
 from optbench.base_model import Base, obtain_base
+from optbench.checkpoint import read_body
 from optbench.engines import Engine
 from optbench.errors import ArtifactError, StepError
 from optbench.machine import full_disk_errors, read_machine
@@ -203,7 +204,7 @@ def make_stage(
         with full_disk_errors(draft.parent):
             draft.write_text(made.model_dump_json(), encoding="utf-8")
         draft.replace(report)
-        artifact = seal(out, cache.artifact(key), step.gives, source.weights)
+        artifact = seal(out, cache.artifact(key), step.gives, source.weights, read_body(out).layer_sizes)
     listener.end(f"{made.seconds:.1f} s, peak {made.peak_rss_bytes / 1e9:.2f} GB")
     return Stage(label, step, artifact, made, cached=False)
 

@@ -15,8 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from optbench.artifact import Artifact
-from optbench.checkpoint import Body, Description, Prompts, build_module, describe, read_body, read_json, read_max_tokens, write_layout
+from optbench.checkpoint import Body, Description, Prompts, describe, read_body, read_json, read_max_tokens, write_layout
 from optbench.errors import BaseModelError
+from optbench.torch_model import build_module
 
 Change = Callable[[Any], object]
 

@@ -25,7 +25,7 @@ HEAVY = (
 )
 
 FOUNDATION = {"errors", "artifact", "machine"}
-MODEL = {"checkpoint", "tokenizer", "worker"}
+MODEL = {"checkpoint", "tokenizer", "torch_model", "worker"}
 BASE = {"base_model", "base_hub", "base_layout", "base_source", "random_tokenizer", "random_weights", "safetensors_file"}
 RUN = {
     "recipe",
@@ -51,6 +51,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "worker": {"errors"},
     "boxes": {"errors", "machine"},
     "checkpoint": {"artifact", "errors"},
+    "torch_model": {"checkpoint", *FOUNDATION},
     "tokenizer": {"checkpoint", "artifact", "errors"},
     "tasks": {"tasks", "errors"},
     "steps": {"steps", "tasks", *FOUNDATION, *MODEL},

@@ -15,11 +15,12 @@ from safetensors.numpy import load_file
 
 from optbench.artifact import Artifact, Kind
 from optbench.base_model import Base, base_key, obtain_base, read_origin
-from optbench.checkpoint import Body, Prompts, build_module, describe
+from optbench.checkpoint import Body, Prompts, describe
 from optbench.errors import BaseModelError, MachineError
 from optbench.random_tokenizer import write_tokenizer
 from optbench.random_weights import BLOCK_ITEMS, file_bytes, write_weights
 from optbench.tokenizer import encode_batch, load_tokenizer
+from optbench.torch_model import build_module
 
 ARCHITECTURES = ["BertModel", "XLMRobertaModel", "RobertaModel", "MPNetModel"]
 TEXTS = [

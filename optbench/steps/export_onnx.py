@@ -22,11 +22,12 @@ import numpy as np
 from pydantic import Field
 
 from optbench.artifact import Artifact, Kind, copy_companions
-from optbench.checkpoint import Body, build_module, describe
+from optbench.checkpoint import Body, describe
 from optbench.errors import StepError
 from optbench.machine import free_disk
 from optbench.steps.base import BaseStep, StepContext, StepReport
 from optbench.steps.onnx_file import write_onnx
+from optbench.torch_model import build_module
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -11,7 +11,7 @@ from optbench.errors import MeasureError
 from optbench.machine import Machine, read_machine
 from optbench.tune.peaks import Arithmetic, Peaks, measure_peaks
 
-__all__ = ["Floor", "Peaks", "ProbeResult", "WeightFormat", "body_macs", "body_weights", "floor_ms", "measure_peaks", "probe"]
+__all__ = ["Floor", "Peaks", "ProbeResult", "WeightFormat", "body_macs", "floor_ms", "measure_peaks", "probe"]
 
 WeightFormat = Literal["fp32", "bf16", "int8", "int4"]
 # Bits a weight, and the arithmetic of the products. Scales are left out: a floor may be too low, never too high.
@@ -53,17 +53,9 @@ class ProbeResult(BaseModel):
     peaks: Peaks
 
 
-def body_weights(body: Body) -> int:
-    """Weights in the matrix products of a body: per layer four of attention (h x h) and two of the feed-forward (h x f).
-
-    The tables are left out, as an input reads only the rows that it names.
-    """
-    return body.layers * (4 * body.hidden**2 + 2 * body.hidden * body.feed_forward)
-
-
 def body_macs(body: Body, tokens: int, batch: int = 1) -> int:
-    """Multiply-adds of a batch: each weight once a token, and 2 h a layer for each pair of tokens (scores and their values)."""
-    return batch * tokens * (body_weights(body) + body.layers * 2 * tokens * body.hidden)
+    """Multiply-adds of a batch: each weight once a token, and two a head's element for each pair of tokens (scores and values)."""
+    return batch * tokens * (body.weights + 2 * tokens * body.head_size * sum(body.heads_by_layer))
 
 
 def floor_ms(body: Body, tokens: int, batch: int, peaks: Peaks, weights: WeightFormat) -> Floor:
@@ -86,7 +78,7 @@ def floor_ms(body: Body, tokens: int, batch: int, peaks: Peaks, weights: WeightF
     bits, arithmetic = FORMATS[weights]
     if arithmetic not in peaks.gemm_tops:
         raise MeasureError(f"{weights}: this machine has no {arithmetic} products; it has {', '.join(peaks.gemm_tops)}: name one of these")
-    size_bytes = body_weights(body) * bits / 8
+    size_bytes = body.weights * bits / 8
     bandwidth = peaks.read_gb_per_s
     if peaks.cache_read_gb_per_s is not None and size_bytes <= peaks.cache_bytes:
         bandwidth = max(bandwidth, peaks.cache_read_gb_per_s)

@@ -240,8 +240,8 @@ def minilm(minilm_checkpoint: Artifact) -> Callable[[Sequence[str], str], NDArra
     """all-MiniLM-L6-v2 in torch, fp32; remembers what it has embedded."""
     import torch
 
-    from optbench.checkpoint import build_module
     from optbench.tokenizer import encode_batch, load_tokenizer
+    from optbench.torch_model import build_module
 
     module, tokenizer = build_module(minilm_checkpoint.path), load_tokenizer(minilm_checkpoint.path)
     known: dict[str, NDArray[np.float32]] = {}

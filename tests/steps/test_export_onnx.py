@@ -20,12 +20,13 @@ from safetensors.numpy import load_file
 from transformers import MPNetConfig, MPNetModel
 
 from optbench.artifact import Artifact, Kind, open_artifact, seal
-from optbench.checkpoint import build_module, read_body
+from optbench.checkpoint import read_body
 from optbench.errors import MachineError, StepError
 from optbench.machine import read_machine
 from optbench.steps import export_onnx, onnx_file
 from optbench.steps.base import StepContext, StepReport
 from optbench.steps.export_onnx import ExportOnnx, check_operators
+from optbench.torch_model import build_module
 
 # (architecture, pooling, normalize)
 MODELS = [("BertModel", "mean", True), ("BertModel", "cls", False), ("XLMRobertaModel", "cls", True), ("XLMRobertaModel", "mean", False)]

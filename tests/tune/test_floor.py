@@ -8,7 +8,7 @@ import pytest
 
 from optbench.checkpoint import Body
 from optbench.errors import MeasureError
-from optbench.tune.floor import ProbeResult, body_macs, body_weights, floor_ms, probe
+from optbench.tune.floor import ProbeResult, body_macs, floor_ms, probe
 from optbench.tune.peaks import ROUNDS_MIN, Peaks, last_level_cache_bytes, time_rounds
 
 LARGE = Body(architecture="BertModel", layers=24, hidden=1024, heads=16, feed_forward=4096, vocabulary=30522, positions=512)
@@ -22,7 +22,7 @@ def peaks(read: float = 68.0, int8: float = 1.64, **changes: object) -> Peaks:
 
 def test_weights_and_multiply_adds_of_bert_large() -> None:
     # 24 layers of 4 x 1024 x 1024 + 2 x 1024 x 4096.
-    assert body_weights(LARGE) == 301_989_888
+    assert LARGE.weights == 301_989_888
     # Of a single token, each weight once, and one score and one value of width 1024 in each layer.
     assert body_macs(LARGE, 1) == 301_989_888 + 24 * 2 * 1024
     assert body_macs(LARGE, 16, batch=3) == 3 * body_macs(LARGE, 16)
@@ -58,8 +58,8 @@ def test_batch_multiplies_the_arithmetic_and_not_the_weights() -> None:
 def test_weights_that_fit_in_the_cache_are_read_at_its_bandwidth() -> None:
     cached = peaks(cache_bytes=32 * 2**20, cache_read_gb_per_s=200.0)
     # MiniLM's 10.6 MB of int8 weights fit, its 42 MB in fp32 do not.
-    assert floor_ms(MINILM, 8, 1, cached, "int8").memory_ms == pytest.approx(body_weights(MINILM) / 200e9 * 1e3)
-    assert floor_ms(MINILM, 8, 1, cached, "fp32").memory_ms == pytest.approx(4 * body_weights(MINILM) / 68e9 * 1e3)
+    assert floor_ms(MINILM, 8, 1, cached, "int8").memory_ms == pytest.approx(MINILM.weights / 200e9 * 1e3)
+    assert floor_ms(MINILM, 8, 1, cached, "fp32").memory_ms == pytest.approx(4 * MINILM.weights / 68e9 * 1e3)
 
 
 def test_arithmetic_that_the_machine_lacks_has_no_floor() -> None:
