@@ -50,6 +50,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "machine": {"errors"},
     "worker": {"errors"},
     "boxes": {"errors", "machine"},
+    "environments": {"errors", "machine"},
     "checkpoint": {"artifact", "errors"},
     "torch_model": {"checkpoint", *FOUNDATION},
     "tokenizer": {"checkpoint", "artifact", "errors"},
