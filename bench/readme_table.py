@@ -8,7 +8,7 @@ The text between the two `results` marks is replaced; nothing else is touched.
 from pathlib import Path
 
 from optbench.record import Record, newest_record
-from optbench.report.table import Table, reading_length, to_markdown, tradeoff_table
+from optbench.report.table import Table, accuracy_table, reading_length, to_markdown, tradeoff_table
 from optbench.verdict import fastest_baseline, judge
 
 ROOT = Path(__file__).parent.parent
@@ -46,7 +46,9 @@ def results() -> str:
         "is not judged. all-MiniLM-L6-v2 ran with its real weights:"
     )
     parts = [to_markdown(Table("", columns, [summary_row(record) for record in records], note))]
-    parts += [to_markdown(tradeoff_table(record)) for record in records if record.weights == "real"]
+    for record in records:
+        if record.weights == "real":
+            parts += [to_markdown(table) for table in (tradeoff_table(record), accuracy_table(record)) if table is not None]
     return "\n".join(parts)
 
 

@@ -12,9 +12,9 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 if TYPE_CHECKING:
     from optbench.report.table import Table
 
-__all__ = ["Watch", "print_json", "print_tables", "print_warnings", "watching"]
+__all__ = ["Watch", "print_error", "print_json", "print_tables", "print_warnings", "watching"]
 
-# The form of every --json document; raised when a key changes its meaning or goes.
+# The form of every --json document, as docs/json.md has it; raised when a key changes its meaning or goes.
 JSON_SCHEMA_VERSION = 1
 
 
@@ -64,17 +64,28 @@ def print_json(command: str, **document: Any) -> None:
     print(json.dumps({"schema_version": JSON_SCHEMA_VERSION, "command": command, **document}, indent=2))  # noqa: T201
 
 
+def print_error(error: Exception, *, as_json: bool) -> None:
+    """Print an error on stderr, and with --json also as the document."""
+    from optbench.report.fitted import printable
+
+    if as_json:
+        print_json("error", error={"type": type(error).__name__, "message": str(error)})
+    Console(stderr=True).print(f"error: {printable(str(error))}", markup=False, highlight=False, soft_wrap=True)
+
+
 def print_tables(tables: Sequence["Table | None"]) -> None:
-    """Print the tables that have rows."""
-    from optbench.report.table import to_rich
+    """Print the tables that have rows, each figure whole however narrow the terminal."""
+    from optbench.report.fitted import to_rich
 
     console = Console()
     for table in tables:
         if table is not None and table.rows:
-            console.print(to_rich(table))
+            console.print(*to_rich(table, console.width), "", sep="\n")
 
 
 def print_warnings(warnings: Sequence[str]) -> None:
     """Print warnings, one a line."""
+    from optbench.report.fitted import printable
+
     for warning in warnings:
-        Console(stderr=True).print(f"warning: {warning}", markup=False, highlight=False, soft_wrap=True)
+        Console(stderr=True).print(f"warning: {printable(warning)}", markup=False, highlight=False, soft_wrap=True)

@@ -26,7 +26,26 @@ def run(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
 def test_every_command_has_help_with_its_options(command: str) -> None:
     result = CliRunner().invoke(cli.app, [command, "--help"])
     assert result.exit_code == 0
-    assert command == "schema" or "--json" in result.stdout
+    assert "--json" in result.stdout
+    assert "3 inconclusive" in " ".join(result.stdout.split())
+
+
+def test_completion_of_a_shell_names_commands_and_values() -> None:
+    script = run("--show-completion", "bash").stdout
+    assert "complete -o default -F" in script
+    for words, wanted in (("optbench re", "report"), ("optbench apply --isa avx2_", "avx2_vnni")):
+        environment = {**os.environ, "_OPTBENCH_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+        program = [sys.executable, "-c", "import sys; sys.argv[0] = 'optbench'; from optbench.cli import main; main()"]
+        done = subprocess.run(program, env=environment, capture_output=True, text=True, check=False)
+        assert done.stdout.split() == [wanted]
+
+
+def test_ctrl_c_exits_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(path: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("optbench.recipe_file.load_recipe", stopped)
+    assert CliRunner().invoke(cli.app, ["check", "recipes/minilm-l6.yaml"]).exit_code == 130
 
 
 def test_check_says_ok_and_exits_0() -> None:

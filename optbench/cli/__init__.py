@@ -1,7 +1,7 @@
 """The command line: the only folder that exits, and with terminal.py the only place that prints.
 
 Exit status: 0 done, or the verdict is pass; 1 the verdict is fail; 2 an error; 3 the verdict is inconclusive; 130 stopped by Ctrl-C.
-Tables go to stdout, progress to stderr; with --json stdout holds one JSON document and nothing else.
+Tables go to stdout, progress to stderr; with --json stdout holds one JSON document and nothing else (docs/json.md), errors included.
 """
 
 import logging
@@ -16,6 +16,7 @@ import optbench
 from optbench.cli import measuring, recipes, records
 from optbench.cli.options import ERROR_STATUS
 from optbench.errors import OptbenchError
+from optbench.terminal import print_error
 
 __all__ = ["app", "main"]
 
@@ -34,16 +35,18 @@ COMMANDS = (
     measuring.probe,
 )
 
+EXIT_STATUS = "Exit status: 0 done or pass, 1 fail, 2 error, 3 inconclusive, 130 stopped by Ctrl-C."
+
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     help="Make a text-embedding encoder fast on CPUs, and prove it.",
-    epilog="Exit status: 0 done or pass, 1 fail, 2 error, 3 inconclusive, 130 stopped by Ctrl-C.",
+    epilog=EXIT_STATUS,
 )
 
 for command in COMMANDS:
-    app.command()(command)
+    app.command(epilog=EXIT_STATUS)(command)
 
 
 @app.callback(invoke_without_command=True)
@@ -59,5 +62,5 @@ def main() -> None:
     try:
         app()
     except OptbenchError as error:
-        Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
+        print_error(error, as_json="--json" in sys.argv)
         sys.exit(ERROR_STATUS)

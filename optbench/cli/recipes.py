@@ -49,11 +49,14 @@ def check(recipes: Annotated[list[Path], typer.Argument(metavar="RECIPE...", hel
         raise typer.Exit(ERROR_STATUS)
 
 
-def schema() -> None:
+def schema(as_json: Json = False) -> None:
     """Print the JSON schema of recipes, for editors."""
     from optbench.recipe import recipe_schema
 
-    print(json.dumps(recipe_schema(), indent=2))  # noqa: T201
+    if as_json:
+        print_json("schema", schema=recipe_schema())
+    else:
+        print(json.dumps(recipe_schema(), indent=2))  # noqa: T201
 
 
 def plan(
@@ -103,7 +106,7 @@ def apply(
     """Run a recipe: steps, measurements, verdict, and the artifact with its evidence under exported/."""
     from optbench import runner
     from optbench.recipe_file import load_recipe
-    from optbench.report.table import latency_table, serving_table, tradeoff_table, verdict_table
+    from optbench.report.table import accuracy_table, latency_table, serving_table, tradeoff_table, verdict_table
 
     loaded = load_recipe(recipe)
     options = run_options(cache, output, weights, base, task, isa, from_step)
@@ -117,7 +120,8 @@ def apply(
         path = applied.folder / "records" / record.file_name
         print_json("apply", folder=str(applied.folder), record=str(path), verdict=verdict.model_dump(mode="json"))
     else:
-        print_tables([tradeoff_table(record), latency_table(record), serving_table(record), verdict_table(verdict)])
+        tables = [tradeoff_table(record), accuracy_table(record), latency_table(record), serving_table(record), verdict_table(verdict)]
+        print_tables(tables)
         print_warnings(record.warnings)
         Console().print(f"{applied.folder}: {verdict.outcome}", markup=False, highlight=False, soft_wrap=True)
     raise typer.Exit(verdict.exit_status)

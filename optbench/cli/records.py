@@ -22,7 +22,15 @@ def report(
 ) -> None:
     """Show records: what each step bought and cost, latency by length, the verdict. A folder shows its newest record."""
     from optbench.record import find_record
-    from optbench.report.table import footprint_table, latency_table, serving_table, steps_table, tradeoff_table, verdict_table
+    from optbench.report.table import (
+        accuracy_table,
+        footprint_table,
+        latency_table,
+        serving_table,
+        steps_table,
+        tradeoff_table,
+        verdict_table,
+    )
     from optbench.verdict import judge
 
     chosen = paths or sorted(path.parent for path in Path("exported").glob("*/records"))
@@ -38,6 +46,7 @@ def report(
         print_tables(
             [
                 tradeoff_table(record),
+                accuracy_table(record),
                 latency_table(record, percentile),
                 serving_table(record),
                 footprint_table(record),

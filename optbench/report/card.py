@@ -5,6 +5,7 @@ import json
 from optbench.record import Record
 from optbench.report.table import (
     Table,
+    accuracy_table,
     footprint_table,
     latency_table,
     serving_table,
@@ -64,9 +65,9 @@ def render_card(record: Record, verdict: Verdict) -> str:
 
 
 def _tables(record: Record) -> list[Table]:
-    serving = serving_table(record)
-    tables = [tradeoff_table(record), latency_table(record), *([serving] if serving else []), footprint_table(record), steps_table(record)]
-    return [table for table in tables if table.rows]
+    tables = [tradeoff_table(record), accuracy_table(record), latency_table(record), serving_table(record)]
+    tables += [footprint_table(record), steps_table(record)]
+    return [table for table in tables if table is not None and table.rows]
 
 
 def _section(title: str, table: Table) -> str:

@@ -1,17 +1,28 @@
-"""A record as tables: what each step bought and cost, latency by length, the verdict. Plain data; see `rich` and markdown below."""
+"""A record as tables of text: what each step bought and cost, latency by length, the verdict. `fitted` puts them on a terminal."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median
 
-from rich import box as boxes
-from rich.table import Table as RichTable
-
-from optbench.measure.accuracy import AccuracyResult, accuracy_change
-from optbench.measure.statistics import percentile_interval, ratio_interval
+from optbench.measure.accuracy import accuracy_change
+from optbench.measure.latency import Timing
+from optbench.measure.statistics import Interval, percentile_interval, ratio_interval
 from optbench.record import Point, Record
-from optbench.verdict import Outcome, Verdict, fastest_baseline
+from optbench.verdict import Verdict, fastest_baseline
 
-__all__ = ["Table", "latency_table", "reading_length", "serving_table", "to_markdown", "to_rich", "tradeoff_table", "verdict_table"]
+__all__ = [
+    "Table",
+    "accuracy_table",
+    "footprint_table",
+    "latency_interval",
+    "latency_table",
+    "reading_length",
+    "serving_table",
+    "steps_table",
+    "to_markdown",
+    "tradeoff_table",
+    "verdict_table",
+]
 
 
 @dataclass(frozen=True)
@@ -33,38 +44,40 @@ def _percent(share: float) -> str:
     return f"{100 * share:+.1f}"
 
 
-def _accuracy_cell(base: AccuracyResult | None, result: AccuracyResult) -> str:
-    value = result.mean(result.main_metric)
-    if base is None or base is result:
-        return f"{value:.4f}"
-    change = accuracy_change(base, result)
-    return f"{_percent(change.point)} ({_percent(change.low)}..{_percent(change.high)})"
-
-
 def tradeoff_table(record: Record) -> Table:
-    """One row a step: what it bought in milliseconds and megabytes, what it cost in accuracy."""
+    """One row a step: what it bought in milliseconds and megabytes, and how far it moved the embeddings."""
     length = reading_length(record)
     fastest = fastest_baseline(record, length) if record.baselines else None
-    first = record.points[0]
-    tasks = [result.task for result in first.accuracy]
     rows = []
     for point in record.points:
-        row = [point.label, str(point.engine["engine"]), f"{point.size_bytes / 1e6:.0f}"]
-        row += _speed_cells(record, point, fastest, length)
         fidelity = point.fidelity_to_base
-        row.append(f"{fidelity.mean:.4f} / {fidelity.minimum:.4f}" if fidelity else "1")
-        for task in tasks:
-            base = next(result for result in first.accuracy if result.task == task)
-            result = next((result for result in point.accuracy if result.task == task), None)
-            row.append("" if result is None else _accuracy_cell(base, result))
-        rows.append(row)
-    note = f"x: speed-up over {fastest}, the fastest fp32 engine here at {length} tokens; cosine to fp32, mean / worst."
-    if tasks:
-        note += " Accuracy: the base's value, then the relative change in % with its paired 95 % interval."
+        cosines = [f"{fidelity.mean:.4f}", f"{fidelity.minimum:.4f}"] if fidelity else ["1", "1"]
+        speed = _speed_cells(record, point, fastest, length)
+        rows.append([point.label, str(point.engine["engine"]), f"{point.size_bytes / 1e6:.0f}", *speed, *cosines])
+    note = f"x: speed-up over {fastest}, the fastest fp32 engine here at {length} tokens; cosine to fp32, mean and worst text."
     if record.weights == "random":
-        note += " Random weights: the latency is true, cosine and accuracy mean nothing."
-    metrics = [f"{first.accuracy[index].main_metric} {task}" for index, task in enumerate(tasks)]
-    return Table("What each step bought and cost", ["step", "engine", "MB", f"ms@{length}", "x", "cosine", *metrics], rows, note)
+        note += " Random weights: the latency is true, the cosine says only that the graph computes the same function."
+    return Table("What each step bought and cost", ["step", "engine", "MB", f"ms@{length}", "x", "cosine", "worst"], rows, note)
+
+
+def accuracy_table(record: Record) -> Table | None:
+    """One row a task and step: the metric, and its relative change against the base; None with random weights or without tasks."""
+    rows = []
+    for base in record.points[0].accuracy:
+        for point in record.points:
+            result = next((result for result in point.accuracy if result.task == base.task), None)
+            if result is None:
+                continue
+            cells = ["", ""]
+            if result is not base:
+                change = accuracy_change(base, result)
+                cells = [_percent(change.point), f"{_percent(change.low)}..{_percent(change.high)}"]
+            rows.append([base.task, point.label, base.main_metric, f"{result.mean():.4f}", *cells])
+    if not rows:
+        return None
+    sizes = [f"{base.task} {base.n_queries}{' (synthetic)' if base.synthetic else ''}" for base in record.points[0].accuracy]
+    note = f"Change: relative, in %, against the base in torch fp32, with its paired 95 % interval. Queries: {', '.join(sizes)}."
+    return Table("Accuracy after each step", ["task", "step", "metric", "value", "change", "interval"], rows, note)
 
 
 def _speed_cells(record: Record, point: Point, fastest: str | None, length: int) -> list[str]:
@@ -75,20 +88,28 @@ def _speed_cells(record: Record, point: Point, fastest: str | None, length: int)
     return [f"{timing.median_ms(length):.2f}", f"{ratio.point:.2f}"]
 
 
+def latency_interval(timing: Timing, length: int, percentile: int = 50) -> Interval:
+    """A percentile of a model's milliseconds at a token length, with its 95 % interval.
+
+    Runs within a round are not independent, so the median's interval is over the rounds' medians; other percentiles need all runs.
+    """
+    blocks = timing.samples_ns[length]
+    if percentile == 50:
+        return percentile_interval([median(block) / 1e6 for block in blocks], 50)
+    return percentile_interval([ns / 1e6 for block in blocks for ns in block], percentile)
+
+
 def latency_table(record: Record, percentile: int = 50) -> Table:
-    """Milliseconds by token length of every timed model, with the 95 % interval of the percentile."""
+    """Milliseconds by token length of every timed model, and how well the least certain of them is known."""
     lengths = sorted(record.recipe.workload.lengths)
     rows = []
     for timing in record.timings:
-        cells = []
-        for length in lengths:
-            samples = [ns / 1e6 for block in timing.samples_ns[length] for ns in block]
-            interval = percentile_interval(samples, percentile)
-            cells.append(f"{interval.point:.3g} ±{interval.half_width:.1g}")
-        rows.append([timing.label, *cells])
-    note = f"{record.threads} threads, batch {record.recipe.workload.batch}, {record.machine.cpu}"
-    note += f", held to {record.isa}" if record.isa else ""
-    return Table(f"p{percentile} latency in ms by tokens", ["model", *map(str, lengths)], rows, note + ".")
+        intervals = [latency_interval(timing, length, percentile) for length in lengths]
+        doubt = max(interval.half_width / interval.point for interval in intervals)
+        rows.append([timing.label, *(f"{interval.point:.3g}" for interval in intervals), f"{100 * doubt:.1f}"])
+    note = f"±%: the widest half of these 95 % intervals. {record.threads} threads, batch {record.recipe.workload.batch}, "
+    note += record.machine.cpu + (f", held to {record.isa}" if record.isa else "")
+    return Table(f"p{percentile} latency in ms by tokens", ["model", *map(str, lengths), "±%"], rows, note + ".")
 
 
 def footprint_table(record: Record) -> Table:
@@ -165,20 +186,6 @@ def verdict_table(verdict: Verdict) -> Table:
         rows,
         f"Intervals hold the true value with 95 % confidence. Judged by {verdict.judged_by}.",
     )
-
-
-_STYLES = {Outcome.PASS: "green", Outcome.FAIL: "red", Outcome.INCONCLUSIVE: "yellow"}
-
-
-def to_rich(table: Table) -> RichTable:
-    """For a terminal."""
-    shown = RichTable(title=table.title, caption=table.note, box=boxes.SIMPLE_HEAD, title_justify="left", caption_justify="left")
-    for index, column in enumerate(table.columns):
-        shown.add_column(column, justify="left" if index == 0 else "right", no_wrap=index == 0 and len(table.columns) > 4, overflow="fold")
-    for row in table.rows:
-        style = next((style for outcome, style in _STYLES.items() if row[-1] == outcome), None)
-        shown.add_row(*row, style=style)
-    return shown
 
 
 def to_markdown(table: Table) -> str:

@@ -1,0 +1,141 @@
+"""Tables on a terminal: figures stay whole, the width is kept, and nothing in a record can steer the terminal."""
+
+import io
+import os
+import pty
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from optbench.recipe_file import load_recipe
+from optbench.record import Record, write_record
+from optbench.report.fitted import fit_columns, printable, to_rich
+from optbench.report.table import Table, accuracy_table, latency_table, tradeoff_table, verdict_table
+from optbench.verdict import judge
+
+ROOT = Path(__file__).parent.parent.parent
+ESCAPE = "\x1b"
+
+
+def shown(table: Table, width: int = 80) -> str:
+    console = Console(width=width, file=io.StringIO(), color_system=None)
+    console.print(*to_rich(table, width), sep="\n")
+    return console.file.getvalue()  # type: ignore[attr-defined,no-any-return]
+
+
+def tasks_record(make_record: Callable[..., Record], tasks: int) -> Record:
+    """A record of real length: every step of a recipe's, three tasks, names as long as users' are."""
+    record = make_record(accuracy=({f"q{index}": 0.5 for index in range(9)}, {f"q{index}": 0.4 + index / 90 for index in range(9)}))
+    before, after = record.points
+    names = ["beir:chorus", "xquadr:en", "sts:benchmark"][:tasks]
+
+    def with_tasks(point: object, label: str) -> object:
+        results = tuple(record.final.accuracy[0].model_copy(update={"task": name}) for name in names)
+        return after.model_copy(update={"label": label, "accuracy": results})
+
+    labels = ["base", "0 export_onnx", "1 fuse_graph", "2 convert_openvino", "3 quantize_static_qdq"]
+    points = tuple(with_tasks(before, label) for label in labels)
+    return record.model_copy(update={"points": points})
+
+
+def test_tables_of_a_record_with_three_tasks_fit_80_columns_with_every_figure_whole(make_record: Callable[..., Record]) -> None:
+    record = tasks_record(make_record, 3)
+    tables = [tradeoff_table(record), accuracy_table(record), latency_table(record), verdict_table(judge(record))]
+    for table in tables:
+        assert table is not None
+        text = shown(table)
+        assert "continued" not in text
+        assert max(map(len, text.splitlines())) <= 80
+        # One line a row: nothing was folded.
+        assert len(text.splitlines()) <= len(table.rows) + 3 + len(table.note) // 40 + 1
+        for row in table.rows:
+            assert any(all(cell in line for cell in row) for line in text.splitlines()), row
+    accuracy = accuracy_table(record)
+    assert accuracy is not None
+    assert len(accuracy.rows) == 3 * 5
+
+
+@given(
+    widths=st.lists(st.integers(min_value=1, max_value=120), min_size=1, max_size=12),
+    limit=st.integers(min_value=20, max_value=200),
+)
+def test_every_column_has_one_place_and_parts_fit_where_they_can(widths: list[int], limit: int) -> None:
+    parts = fit_columns(widths, limit)
+    assert [index for part in parts for index in part] == list(range(1, len(widths)))
+    for part in parts:
+        assert len(part) <= 1 or widths[0] + sum(widths[index] + 2 for index in part) <= limit
+
+
+def test_table_too_wide_goes_on_below_with_its_first_column_again() -> None:
+    table = Table("Wide", ["model", *(f"column {index}" for index in range(12))], [["openvino", *["1234.56 ±0.01"] * 12]])
+    text = shown(table, 60)
+    assert text.count("openvino") == text.count("model") > 1
+    assert text.count("1234.56 ±0.01") == 12
+    assert max(map(len, text.splitlines())) <= 60
+
+
+def test_prose_is_folded_and_keeps_its_words() -> None:
+    table = Table("Prose", ["step", "reason"], [["fuse_graph", "the second input of the product is no constant, so nothing can be packed"]])
+    lines = shown(table, 50).splitlines()
+    assert max(map(len, lines)) <= 50
+    assert "constant" in " ".join(lines)
+
+
+def test_markup_and_escapes_of_a_stranger_are_shown_and_not_obeyed() -> None:
+    hostile = f"[red]name[/red]{ESCAPE}[2J{ESCAPE}]0;title\x07"
+    text = shown(Table(hostile, ["what", hostile], [[hostile, hostile]], hostile))
+    assert "[red]name[/red]" in text
+    assert ESCAPE not in text
+    assert "\x07" not in text
+    assert printable("tab\there") == "tab\N{REPLACEMENT CHARACTER}here"
+
+
+def on_a_terminal(*arguments: str, **environment: str) -> str:
+    """What the command line prints where stdout and stderr are a terminal."""
+    leader, follower = pty.openpty()
+    env = {key: value for key, value in os.environ.items() if key not in ("NO_COLOR", "FORCE_COLOR")}
+    env |= {"TERM": "xterm-256color", "COLUMNS": "80", **environment}
+    with subprocess.Popen([sys.executable, "-m", "optbench", *arguments], cwd=ROOT, env=env, stdout=follower, stderr=follower) as process:
+        os.close(follower)
+        found = b""
+        # Linux reports the other end's closing as an error.
+        while chunk := read_or_end(leader):
+            found += chunk
+        process.wait()
+    os.close(leader)
+    return found.decode()
+
+
+def read_or_end(descriptor: int) -> bytes:
+    try:
+        return os.read(descriptor, 65536)
+    except OSError:
+        return b""
+
+
+COLOR = re.compile(r"\x1b\[[0-9;]*(3[0-9]|9[0-7])m")
+
+
+def test_color_is_for_terminals_and_no_color_turns_it_off(make_record: Callable[..., Record], tmp_path: Path) -> None:
+    path = str(write_record(make_record(), tmp_path))
+    assert COLOR.search(on_a_terminal("report", path))
+    assert not COLOR.search(on_a_terminal("report", path, NO_COLOR="1"))
+    piped = subprocess.run([sys.executable, "-m", "optbench", "report", path], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert ESCAPE not in piped.stdout + piped.stderr
+    assert max(map(len, piped.stdout.splitlines())) <= 80
+
+
+def test_recipes_of_this_repository_have_step_names_that_fit(make_record: Callable[..., Record]) -> None:
+    for path in sorted((ROOT / "recipes").glob("*.yaml")):
+        recipe = load_recipe(path)
+        record = make_record()
+        point = record.final
+        points = tuple(point.model_copy(update={"label": f"{index} {step.step}"}) for index, step in enumerate(recipe.steps))
+        text = shown(tradeoff_table(record.model_copy(update={"points": (record.points[0], *points), "recipe": recipe})))
+        assert "continued" not in text
