@@ -20,7 +20,7 @@ from optbench.measure.encoding import TextEncoder
 from optbench.measure.environment import check_environment
 from optbench.measure.latency import Cell, Timing, measure_latency
 from optbench.measure.scenario_report import ScenarioReport
-from optbench.measure.stability import STABILITY_COLUMNS, Stability, measure_stability, stability_rows
+from optbench.measure.stability import Stability, measure_stability
 from optbench.measure.statistics import percentile_interval, ratio_interval
 from optbench.plan import Cache
 from optbench.recipe import Recipe
@@ -38,7 +38,6 @@ __all__ = [
     "machine_table",
     "measure_artifact_stability",
     "measure_artifacts",
-    "stability_table",
 ]
 
 
@@ -223,12 +222,6 @@ def measure_artifact_stability(
     with load(folder, engine) as encoder:
         vectors = encoder.encode(documents, prompt="document")
     return measure_stability(artifact, engine, queries, documents=vectors, isas=tuple(isas), progress=progress)
-
-
-def stability_table(stability: Stability) -> Table:
-    """One row a condition."""
-    note = f"{stability.n_texts} texts, {stability.n_documents} documents; the reference is {stability.reference}."
-    return Table("Stability of the embeddings", STABILITY_COLUMNS, stability_rows(stability), note)
 
 
 def measure_artifact_scenarios(

@@ -19,6 +19,7 @@ from optbench.measure.encoding import TextEncoder
 from optbench.measure.environment import check_environment
 from optbench.measure.fidelity import Fidelity, measure_fidelity
 from optbench.measure.latency import Cell, ServingTimes, Timing, measure_latency, measure_serving
+from optbench.measure.stability import Stability, measure_stability
 from optbench.measure.statistics import noise_doubts
 from optbench.plan import Cache, library_versions
 from optbench.recipe import Recipe
@@ -26,7 +27,17 @@ from optbench.record import Point, Record
 from optbench.stages import Listener, Stage
 from optbench.tasks import PairData, RetrievalData, Task
 
-__all__ = ["Numbers", "NumbersGauge", "baseline_cells", "make_record", "sample_texts", "time_serving", "time_stages", "timing_warnings"]
+__all__ = [
+    "Numbers",
+    "NumbersGauge",
+    "baseline_cells",
+    "gauge_stability",
+    "make_record",
+    "sample_texts",
+    "time_serving",
+    "time_stages",
+    "timing_warnings",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -218,6 +229,31 @@ def time_serving(stage: Stage, recipe: Recipe, gauge: NumbersGauge, isa: Isa | N
     return times
 
 
+def gauge_stability(
+    stage: Stage, recipe: Recipe, gauge: NumbersGauge, cache: Cache, isa: Isa | None, listener: Listener
+) -> Stability | None:
+    """How the final artifact's vectors move with what surrounds a text; None where the recipe does not ask, or the engine refuses `isa`."""
+    floor, engine = recipe.stability, recipe.engine_for(stage.artifact.kind)
+    if floor is None or _refuses(engine, isa):
+        return None
+    listener.begin("stability")
+    with TextEncoder(stage.artifact, engine, cache.embeddings, isa=isa, progress=listener.update) as encode:
+        documents = encode(gauge.documents, "document")
+    texts, prompt = (gauge.queries, "query") if gauge.queries else (gauge.documents, "document")
+    stability = measure_stability(
+        stage.artifact,
+        engine,
+        texts[: floor.texts],
+        documents=documents,
+        prompt=prompt,
+        isa=isa,
+        isas=floor.isas,
+        progress=listener.update,
+    )
+    listener.end(f"{stability.n_texts} texts under {len(stability.rows)} conditions")
+    return stability
+
+
 def make_record(
     recipe: Recipe,
     base: str,
@@ -226,6 +262,7 @@ def make_record(
     timed: tuple[Mapping[str, str], tuple[Timing, ...], Sequence[str]],
     baselines: Sequence[Cell],
     serving: ServingTimes | None,
+    stability: Stability | None,
     isa: Isa | None,
     warnings: Sequence[str],
 ) -> Record:
@@ -269,5 +306,6 @@ def make_record(
         timings=timings,
         baselines=tuple(cell.label for cell in baselines if cell.label in timed_labels),
         serving=serving,
+        stability=stability,
         warnings=(*random, *warnings, *untimed, *timing_warnings(timings)),
     )

@@ -12,10 +12,12 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from optbench.artifact import Kind
 from optbench.base_model import Base
 from optbench.engines import Engine, default_engine
+from optbench.machine import Isa
+from optbench.measure.stability import Changes
 from optbench.steps import Step
 from optbench.tasks import Retail, Task
 
-__all__ = ["Fidelity", "Recipe", "Targets", "Workload", "recipe_schema"]
+__all__ = ["Fidelity", "Recipe", "StabilityFloor", "Targets", "Workload", "recipe_schema"]
 
 Tokens = Annotated[int, Field(ge=1, le=100_000)]
 
@@ -87,6 +89,17 @@ class Fidelity(_Part):
     texts: int = Field(default=128, ge=8, le=100_000, description="Real texts that are compared.")
 
 
+class StabilityFloor(_Part):
+    """How far an embedding may move when only what surrounds its text changes; the verdict judges it, with real weights."""
+
+    cosine_min: float = Field(default=0.999, ge=-1, le=1, description="Smallest cosine of any text to itself alone, in any condition.")
+    texts: int = Field(default=64, ge=16, le=10_000, description="Real texts that are compared.")
+    changes: tuple[Changes, ...] = Field(
+        default=("order", "padding", "batch", "threads", "isa"), min_length=1, description="What may change; only these judge."
+    )
+    isas: tuple[Isa, ...] = Field(default=(), description="Smaller instruction sets to compare with, where the engine can be held to them.")
+
+
 class Calibration(_Part):
     """The texts that quantizers see."""
 
@@ -108,6 +121,7 @@ class Recipe(_Part):
     steps: tuple[Step, ...] = Field(min_length=1)
     workload: Workload = Workload()
     fidelity: Fidelity = Fidelity()
+    stability: StabilityFloor | None = None
     calibration: Calibration = Calibration()
     tasks: tuple[Task, ...] = Field(default=(Retail(task="retail"),), min_length=1)
 

@@ -22,6 +22,7 @@ from optbench.machine import Isa, Machine
 from optbench.measure.accuracy import AccuracyResult
 from optbench.measure.fidelity import Fidelity
 from optbench.measure.latency import ServingTimes, Timing
+from optbench.measure.stability import Stability
 from optbench.recipe import Recipe
 from optbench.steps.base import StepReport
 
@@ -91,6 +92,7 @@ class Record(_Part):
         timings: every cell of the one interleaved run: the points and the fp32 baselines.
         baselines: labels of the timings that are fp32 baselines.
         serving: the final artifact on the tasks' real queries.
+        stability: of the final artifact's embeddings, where the recipe asks for it.
         warnings: what a reader must know before believing a figure.
     """
 
@@ -109,6 +111,7 @@ class Record(_Part):
     timings: tuple[Timing, ...]
     baselines: tuple[str, ...]
     serving: ServingTimes | None
+    stability: Stability | None = None
     warnings: tuple[str, ...]
 
     def timing(self, label: str) -> Timing:

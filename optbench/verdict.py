@@ -36,7 +36,7 @@ class Finding(BaseModel):
         low: lower end of the 95 % interval.
         high: upper end.
         limit: what was wanted.
-        unit: of value, low, high and limit: `x`, `ms` or `relative change`.
+        unit: of value, low, high and limit: `x`, `ms`, `relative change` or `cosine`.
         reason: in words.
     """
 
@@ -139,11 +139,38 @@ def _accuracy_finding(base: AccuracyResult, candidate: AccuracyResult, limit: fl
     return _at_least(about, change, -limit, "relative change", further_queries(change, -limit))
 
 
+def _stability_findings(record: Record) -> list[Finding]:
+    """One finding a kind of change: the same computation gives the same vector or it does not, so there is no interval."""
+    floor, stability = record.recipe.stability, record.stability
+    if floor is None or stability is None:
+        return []
+    findings = []
+    for changes in floor.changes:
+        worst = stability.worst(changes)
+        if worst is None or worst.fidelity is None:
+            continue
+        cosine = worst.fidelity.minimum
+        met = cosine >= floor.cosine_min
+        findings.append(
+            Finding(
+                about=f"stability: {worst.condition}",
+                outcome=Outcome.PASS if met else Outcome.FAIL,
+                value=cosine,
+                low=cosine,
+                high=cosine,
+                limit=floor.cosine_min,
+                unit="cosine",
+                reason="every text stays above the floor" if met else worst.explanation or f"{worst.worst_text!r} moved most",
+            )
+        )
+    return findings
+
+
 def judge(record: Record) -> Verdict:
     """Judge the last point of a record against the recipe that it ran."""
     judged_by, findings = _latency_findings(record)
     if record.weights == "real":
-        findings += _accuracy_findings(record)
+        findings += [*_accuracy_findings(record), *_stability_findings(record)]
     outcomes = {finding.outcome for finding in findings}
     if Outcome.FAIL in outcomes:
         outcome = Outcome.FAIL

@@ -59,7 +59,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "engines": {"engines", *FOUNDATION, *MODEL},
     "encoder": {"engines", "artifact", "checkpoint", "tokenizer", "errors"},
     **dict.fromkeys(BASE, BASE | {"checkpoint"} | FOUNDATION),
-    "recipe": {"steps", "engines", "tasks", "base_model", "artifact", "errors"},
+    "recipe": {"steps", "engines", "tasks", "base_model", "measure.stability", "machine", "artifact", "errors"},
     "recipe_file": {"recipe", "artifact", "errors"},
     "plan": {"recipe", "steps", "base_model", *FOUNDATION},
     "measure": {"measure", "encoder", "engines", "tasks", *FOUNDATION, *MODEL},

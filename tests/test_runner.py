@@ -63,6 +63,7 @@ steps:
 {steps}workload: {{lengths: [8, 16], rounds: 6}}
 calibration: {{texts: 16}}
 fidelity: {{cosine_mean_min: 0.9, cosine_min: 0.5, texts: 32}}
+stability: {{cosine_min: 0.99, texts: 16, changes: [order, padding, batch]}}
 """,
             encoding="utf-8",
         )

@@ -6,6 +6,9 @@ import numpy as np
 import pytest
 
 from optbench.boxes import load_boxes
+from optbench.measure.fidelity import Fidelity
+from optbench.measure.stability import Stability, StabilityRow
+from optbench.recipe import StabilityFloor
 from optbench.record import Record
 from optbench.verdict import Outcome, fastest_baseline, judge
 
@@ -73,6 +76,27 @@ def test_milliseconds_judge_on_the_reference_box(make_record: MakeRecord, ms: fl
     assert verdict.judged_by == "milliseconds, on box i9"
     assert {finding.unit for finding in verdict.findings} == {"ms"}
     assert verdict.outcome == outcome
+
+
+def stability_at(cosine: float) -> Stability:
+    fidelity = Fidelity(mean=1.0, p01=cosine, minimum=cosine, worst=0, n_texts=20)
+    rows = (
+        StabilityRow(condition="batch of 32, mixed lengths", changes="batch", fidelity=fidelity, explanation="one scale a tensor"),
+        StabilityRow(condition="as avx2", changes="isa", fidelity=fidelity.model_copy(update={"minimum": 0.5})),
+    )
+    return Stability(sha256="f", engine={}, reference="each text alone", n_texts=20, n_documents=0, rows=rows)
+
+
+@pytest.mark.parametrize(("cosine", "outcome"), [(0.9995, Outcome.PASS), (0.98, Outcome.FAIL)])
+def test_stability_floor_judges_the_changes_that_it_names(make_record: MakeRecord, cosine: float, outcome: Outcome) -> None:
+    record = make_record(candidate_ms=20, accuracy=per_query(0.0, 0.01))
+    floor = StabilityFloor(cosine_min=0.999, changes=("padding", "batch"))
+    recipe = record.recipe.model_copy(update={"stability": floor})
+    verdict = judge(record.model_copy(update={"recipe": recipe, "stability": stability_at(cosine)}))
+    # Padding was not measured and the instruction set is not named: the batch alone is judged.
+    assert [finding.about for finding in verdict.findings if finding.unit == "cosine"] == ["stability: batch of 32, mixed lengths"]
+    assert verdict.outcome == outcome
+    assert verdict.findings[-1].reason == ("every text stays above the floor" if outcome == Outcome.PASS else "one scale a tensor")
 
 
 def test_nothing_measured_is_inconclusive(make_record: MakeRecord) -> None:

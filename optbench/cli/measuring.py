@@ -76,7 +76,8 @@ def stability(
     as_json: Json = False,
 ) -> None:
     """Embed the same texts alone, padded, in batches and on other threads: do the vectors stay the same?"""
-    from optbench.adhoc import measure_artifact_stability, stability_table
+    from optbench.adhoc import measure_artifact_stability
+    from optbench.report.table import stability_table
     from optbench.tasks import Retail, parse_task
 
     chosen = [parse_task(each) for each in task or []] or [Retail()]

@@ -26,6 +26,7 @@ from optbench.worker import Worker
 
 __all__ = [
     "STABILITY_COLUMNS",
+    "Changes",
     "Stability",
     "StabilityRow",
     "TopChanges",
@@ -134,6 +135,11 @@ class Stability(BaseModel):
     def below(self, floor: float) -> tuple[StabilityRow, ...]:
         """The conditions whose worst cosine is below `floor`; one that was left out is not among them."""
         return tuple(row for row in self.rows if row.fidelity is not None and row.fidelity.minimum < floor)
+
+    def worst(self, changes: Changes) -> StabilityRow | None:
+        """The condition of that kind in which a text moved most; None where none was measured."""
+        rows = [row for row in self.rows if row.changes == changes and row.fidelity is not None]
+        return min(rows, key=lambda row: row.fidelity.minimum if row.fidelity else 1.0, default=None)
 
     @property
     def explanations(self) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ from statistics import median
 
 from optbench.measure.accuracy import accuracy_change
 from optbench.measure.latency import Timing
+from optbench.measure.stability import STABILITY_COLUMNS, Stability, stability_rows
 from optbench.measure.statistics import Interval, percentile_interval, ratio_interval
 from optbench.record import Point, Record
 from optbench.verdict import Verdict, fastest_baseline
@@ -18,6 +19,7 @@ __all__ = [
     "latency_table",
     "reading_length",
     "serving_table",
+    "stability_table",
     "steps_table",
     "to_markdown",
     "tradeoff_table",
@@ -162,6 +164,14 @@ def serving_table(record: Record) -> Table | None:
     return Table("Serving, ms a query", ["part", "p50", "p90", "p99"], rows, note)
 
 
+def stability_table(stability: Stability | None) -> Table | None:
+    """One row a condition; None where it was not measured."""
+    if stability is None:
+        return None
+    note = f"{stability.n_texts} texts, {stability.n_documents} documents; the reference is {stability.reference}."
+    return Table("Stability of the embeddings", STABILITY_COLUMNS, stability_rows(stability), note)
+
+
 def verdict_table(verdict: Verdict) -> Table:
     """Each target, its interval, and what became of it."""
     rows = []
@@ -172,6 +182,8 @@ def verdict_table(verdict: Verdict) -> Table:
                 f"{_percent(finding.low)}..{_percent(finding.high)}",
                 f">= {_percent(finding.limit)} %",
             ]
+        elif finding.unit == "cosine":
+            shown = [f"{finding.value:.6f}", "", f">= {finding.limit:g}"]
         else:
             sign = "<=" if finding.unit == "ms" else ">="
             shown = [
