@@ -4,7 +4,7 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,13 +76,17 @@ class Applied:
 
 def plan(recipe: Recipe, options: Options) -> Plan:
     """What `apply` would do, without doing it."""
+    return _plan(recipe, options, calibration_texts(recipe))
+
+
+def _plan(recipe: Recipe, options: Options, calibration: Sequence[str]) -> Plan:
     return make_plan(
         recipe,
         options.cache,
         read_machine(),
         weights=options.weights,
         base=options.base,
-        calibration=calibration_texts(recipe),
+        calibration=calibration,
         from_step=options.from_step,
     )
 
@@ -121,8 +125,8 @@ def _locked(path: Path, name: str) -> Iterator[None]:
 def _apply_locked(recipe: Recipe, options: Options, listener: Listener) -> Applied:
     cache = options.cache
     sweep_staging(cache)
-    free_disk(cache.root, plan(recipe, options).missing_bytes, f"recipe {recipe.name}")
     calibration = calibration_texts(recipe)
+    free_disk(cache.root, _plan(recipe, options, calibration).missing_bytes, f"recipe {recipe.name}")
     forced = start_index(recipe, options.from_step)
     gauge = NumbersGauge(recipe, (*recipe.tasks, *options.tasks), cache, options.weights, options.isa, listener)
 

@@ -13,8 +13,8 @@ from typing import Any, Protocol
 import psutil
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
-from optbench.artifact import Artifact, Weights, open_artifact, seal
-from optbench.base_model import Base, obtain_base
+from optbench.artifact import Artifact, Weights, open_artifact, read_manifest_sha256, seal
+from optbench.base_model import Base, base_key, obtain_base
 from optbench.checkpoint import read_body
 from optbench.engines import Engine
 from optbench.errors import ArtifactError, StepError
@@ -117,13 +117,15 @@ def make_base(recipe: Recipe, cache: Cache, weights: Weights, override: str | No
     """Bring the base model into the cache, or find it there."""
     listener.begin("base")
     payload = {"base": recipe.base.model_dump(mode="json"), "cache": str(cache.root), "weights": weights, "override": override}
+    found = read_manifest_sha256(cache.artifact(base_key(recipe.base, weights, override)))
     with Worker("optbench.stages:serve_base", payload) as worker:
         answer = worker.request({}, listener.update)
     made = Made.model_validate(answer["made"])
     # The child has just written or verified every byte.
     artifact = open_artifact(Path(answer["path"]), verify=False)
-    listener.end(f"{artifact.size_bytes / 1e6:.0f} MB, {made.seconds:.1f} s")
-    return Stage("base", None, artifact, made, cached=False)
+    cached = found == artifact.sha256
+    listener.end(f"{'cached, verified, ' if cached else ''}{artifact.size_bytes / 1e6:.0f} MB, {made.seconds:.1f} s")
+    return Stage("base", None, artifact, made, cached=cached)
 
 
 def serve_step(payload: dict[str, Any], progress: Callable[[str, float | None], None]) -> Generator[Any, dict[str, Any], None]:

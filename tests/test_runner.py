@@ -125,6 +125,8 @@ def test_second_run_does_no_step_again_and_keeps_the_first_record(
     listening = Listening()
     second = apply(recipe, finished_options, listening)
     assert listening.cached == ["0 export_onnx", "1 convert_openvino", "baseline export"]
+    assert [point.cached for point in second.record.points] == [True, True, True]
+    assert not first.record.points[0].cached
     assert second.record.final.artifact_sha256 == first.record.final.artifact_sha256
     assert len(list((second.folder / "records").glob("*.json"))) == 2
 

@@ -21,7 +21,7 @@ from optbench.errors import BaseModelError, EngineError, MeasureError
 from optbench.machine import Isa, read_machine, usable_threads
 from optbench.measure.arrangement import ALONE, Arrangement
 from optbench.measure.fidelity import Fidelity, measure_fidelity
-from optbench.measure.ranking import rank_corpus
+from optbench.measure.top_changes import TopChanges, compare_tops, top_results
 from optbench.worker import Worker
 
 __all__ = [
@@ -29,11 +29,8 @@ __all__ = [
     "Changes",
     "Stability",
     "StabilityRow",
-    "TopChanges",
-    "compare_tops",
     "measure_stability",
     "stability_rows",
-    "top_results",
 ]
 
 Vectors = NDArray[np.float32]
@@ -44,7 +41,6 @@ BATCH = 32
 BESIDE = 8
 # Two groups of BESIDE by length, and two across lengths: from here on every text gets two different sets of companions.
 TEXTS_MIN = 2 * BESIDE
-TOP = 10
 # fp32 kernels that add in another order stay above 0.999999; what falls below four nines is explained.
 STEADY = 0.9999
 
@@ -71,20 +67,6 @@ NEXT_STEP = (
     "float, or hold fixed what moved it"
 )
 BROKEN = "the model gave NaN, infinity or zero: leave out the step that made it, or report the engine's fault"
-
-
-class TopChanges(BaseModel):
-    """What became of the ten nearest documents, the documents' vectors being held fixed.
-
-    Attributes:
-        other_documents: texts that find other documents.
-        other_order: texts that find the same documents in another order.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    other_documents: int
-    other_order: int
 
 
 class StabilityRow(BaseModel):
@@ -138,8 +120,8 @@ class Stability(BaseModel):
 
     def worst(self, changes: Changes) -> StabilityRow | None:
         """The condition of that kind in which a text moved most; None where none was measured."""
-        rows = [row for row in self.rows if row.changes == changes and row.fidelity is not None]
-        return min(rows, key=lambda row: row.fidelity.minimum if row.fidelity else 1.0, default=None)
+        rows = [(row.fidelity.minimum, row) for row in self.rows if row.changes == changes and row.fidelity is not None]
+        return min(rows, key=lambda pair: pair[0], default=(1.0, None))[1]
 
     @property
     def explanations(self) -> tuple[str, ...]:
@@ -164,32 +146,6 @@ def stability_rows(stability: Stability) -> list[list[str]]:
         # Where no text moved, the worst of them is chance.
         lines.append([row.condition, worst, mean, *tops, "" if worst == "1.0000000" else shown])
     return lines
-
-
-def top_results(vectors: Vectors, documents: Vectors) -> list[tuple[str, ...] | None]:
-    """The nearest documents of each vector, best first; None for a vector that is NaN, infinite or zero.
-
-    Args:
-        vectors: (texts, dimension).
-        documents: (documents, dimension), rows of length 1; a memory map is read block by block.
-    """
-    whole = np.asarray(np.isfinite(vectors).all(axis=1) & vectors.any(axis=1))
-    # A broken row is ranked as zero and thrown away, so that every pass multiplies matrices of one shape and rounds alike.
-    ranked = rank_corpus(
-        np.where(whole[:, np.newaxis], vectors, np.float32(0)), documents, [str(row) for row in range(len(documents))], TOP
-    )
-    return [top if good else None for top, good in zip(ranked, whole.tolist(), strict=True)]
-
-
-def compare_tops(before: Sequence[tuple[str, ...] | None], after: Sequence[tuple[str, ...] | None]) -> TopChanges:
-    """Count the texts whose nearest documents are others, and those for which only their order is; a broken text finds others."""
-    others = orders = 0
-    for old, new in zip(before, after, strict=True):
-        if old is None or new is None or set(old) != set(new):
-            others += 1
-        elif old != new:
-            orders += 1
-    return TopChanges(other_documents=others, other_order=orders)
 
 
 @dataclass(frozen=True)

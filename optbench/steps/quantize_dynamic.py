@@ -11,20 +11,18 @@ It is written tensor by tensor: ONNX Runtime's own `quantize_dynamic` holds a mo
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, JsonValue
 
-from optbench.artifact import Artifact, Kind, copy_companions
+from optbench.artifact import Artifact
 from optbench.machine import free_disk
-from optbench.steps.base import BaseStep, StepContext, StepReport
-from optbench.steps.onnx_file import read_onnx, write_onnx
+from optbench.steps.base import StepContext, StepReport
+from optbench.steps.onnx_file import read_onnx
+from optbench.steps.onnx_quantizer import OnnxQuantizer
 from optbench.steps.onnx_weights import (
     QuantizedColumns,
-    Tables,
     WeightProduct,
-    compress_tables,
     quantize_columns,
     release,
-    remove_unused,
     select_products,
     store_columns,
     weight_array,
@@ -36,24 +34,14 @@ if TYPE_CHECKING:
 __all__ = ["QuantizeDynamic"]
 
 
-class QuantizeDynamic(BaseStep):
+class QuantizeDynamic(OnnxQuantizer):
     """Round the weights of an ONNX graph's linear layers to 8 bits, and quantize their activations at run time."""
 
-    takes: ClassVar[frozenset[Kind]] = frozenset({Kind.ONNX})
-    gives: ClassVar[Kind] = Kind.ONNX
     version: ClassVar[int] = 1
     libraries: ClassVar[tuple[str, ...]] = ("onnx-ir", "numpy")
 
     step: Literal["quantize_dynamic"] = "quantize_dynamic"
-    per_channel: bool = Field(default=True, description="A scale for each output column instead of one for the whole weight.")
     weight_type: Literal["int8", "uint8"] = Field(default="int8", description="int8 is symmetric; uint8 has a zero point.")
-    reduce_range: bool | Literal["auto"] = Field(
-        default="auto",
-        description="7-bit weights, so that products cannot overflow on a CPU without VNNI; auto: only on such a CPU.",
-    )
-    exclude: tuple[str, ...] = Field(default=(), description="Patterns (*, ?) on node or weight names to leave in float.")
-    expect: int | None = Field(default=None, ge=1, description="How many products must be quantized; all that hold a weight if left out.")
-    tables: Tables = Field(default="fp32", description="How embedding tables are stored; int8 has a scale for each row.")
 
     def run(self, source: Artifact, out: Path, context: StepContext) -> StepReport:
         """Quantize `source` into `out`.
@@ -61,9 +49,7 @@ class QuantizeDynamic(BaseStep):
         Raises:
             StepError: fewer places than expected can be quantized, a pattern matches nothing, or a weight is not finite.
         """
-        # U8U8 products are widened before they are added, so they cannot overflow on any CPU.
-        needed = self.weight_type == "int8" and not context.machine.has_vnni
-        reduce_range = needed if self.reduce_range == "auto" else self.reduce_range
+        reduce_range = self.reduces_range(context.machine, self.weight_type)
         free_disk(out, source.size_bytes, "the quantized model")
         model = read_onnx(source)
         selection = select_products(model, self.exclude, self.expect, f"{source.main_file} {self.step}")
@@ -74,22 +60,8 @@ class QuantizeDynamic(BaseStep):
             if product.weight not in rounded:
                 rounded[product.weight] = store_columns(model.graph, str(product.weight.name), self._round(product, reduce_range))
             _rewrite(model.graph, product, rounded[product.weight], activations)
-        tables = compress_tables(model, self.tables)
-        context.progress("writing the model", None)
-        remove_unused(model)
-        remove_unused(model)
-        write_onnx(model, out)
-        copy_companions(source.path, out)
-        return StepReport(
-            matched={"MatMul": len(selection.products)} | ({"Gather": tables} if tables else {}),
-            refused=selection.refused,
-            facts={
-                "reduce_range": reduce_range,
-                "weights": len(rounded),
-                "activations": len(activations),
-                "excluded": selection.excluded,
-            },
-        )
+        facts: dict[str, JsonValue] = {"reduce_range": reduce_range, "weights": len(rounded), "activations": len(activations)}
+        return self.write(model, source, out, selection, facts, context)
 
     def _round(self, product: WeightProduct, reduce_range: bool) -> QuantizedColumns:
         columns = quantize_columns(

@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, JsonValue
 
-from optbench.artifact import Artifact, Kind, copy_companions
+from optbench.artifact import Artifact
 from optbench.errors import StepError
 from optbench.machine import free_disk
-from optbench.steps.base import BaseStep, StepContext, StepReport
+from optbench.steps.base import StepContext, StepReport
 from optbench.steps.calibration import CalibrationInput, calibration_inputs
-from optbench.steps.onnx_file import read_onnx, write_onnx
+from optbench.steps.onnx_file import read_onnx
+from optbench.steps.onnx_quantizer import OnnxQuantizer
 from optbench.steps.onnx_ranges import (
     ActivationScale,
     Method,
@@ -29,13 +30,10 @@ from optbench.steps.onnx_ranges import (
     open_observer,
 )
 from optbench.steps.onnx_weights import (
-    Tables,
     WeightProduct,
-    compress_tables,
     initializer,
     quantize_columns,
     release,
-    remove_unused,
     select_products,
     store_columns,
     weight_array,
@@ -48,11 +46,9 @@ if TYPE_CHECKING:
 __all__ = ["QuantizeStaticQdq"]
 
 
-class QuantizeStaticQdq(BaseStep):
+class QuantizeStaticQdq(OnnxQuantizer):
     """Quantize the linear layers of an ONNX graph to int8, the activations' ranges fixed by calibration."""
 
-    takes: ClassVar[frozenset[Kind]] = frozenset({Kind.ONNX})
-    gives: ClassVar[Kind] = Kind.ONNX
     version: ClassVar[int] = 1
     libraries: ClassVar[tuple[str, ...]] = ("onnx-ir", "onnxruntime", "tokenizers", "numpy")
     needs_calibration: ClassVar[bool] = True
@@ -64,14 +60,6 @@ class QuantizeStaticQdq(BaseStep):
     method: Method = Field(default="minmax", description="How an activation's range is chosen.")
     percentile: float = Field(default=99.99, gt=50, le=100, description="Share in percent that `method: percentile` keeps.")
     symmetric_activations: bool = Field(default=False, description="Ranges symmetric around 0, zero point 128.")
-    per_channel: bool = Field(default=True, description="A scale for each output column instead of one for the whole weight.")
-    reduce_range: bool | Literal["auto"] = Field(
-        default="auto",
-        description="7-bit weights, so that products cannot overflow on a CPU without VNNI; auto: only on such a CPU.",
-    )
-    exclude: tuple[str, ...] = Field(default=(), description="Patterns (*, ?) on node or weight names to leave in float.")
-    expect: int | None = Field(default=None, ge=1, description="How many products must be quantized; all that hold a weight if left out.")
-    tables: Tables = Field(default="fp32", description="How embedding tables are stored; int8 has a scale for each row.")
 
     def run(self, source: Artifact, out: Path, context: StepContext) -> StepReport:
         """Quantize `source` into `out`.
@@ -89,29 +77,19 @@ class QuantizeStaticQdq(BaseStep):
         for product in selection.products:
             groups.setdefault(product.activation, []).append(product)
         divisors, scales = self._calibrate(source, model, groups, inputs, context)
-        reduce_range = not context.machine.has_vnni if self.reduce_range == "auto" else self.reduce_range
+        reduce_range = self.reduces_range(context.machine, "int8")
         for done, (activation, products) in enumerate(groups.items()):
             context.progress("rounding weights", done / len(groups))
             self._rewrite(model.graph, activation, products, divisors[done], scales[done], reduce_range)
-        tables = compress_tables(model, self.tables)
-        context.progress("writing the model", None)
-        remove_unused(model)
-        remove_unused(model)
-        write_onnx(model, out)
-        copy_companions(source.path, out)
         lengths = [entry["input_ids"].shape[1] for entry in inputs]
-        return StepReport(
-            matched={"MatMul": len(selection.products)} | ({"Gather": tables} if tables else {}),
-            refused=selection.refused,
-            facts={
-                "reduce_range": reduce_range,
-                "activations": len(groups),
-                "excluded": selection.excluded,
-                "calibration_texts": len(inputs),
-                "calibration_tokens": sum(lengths),
-                "longest_text_tokens": lengths[-1],
-            },
-        )
+        facts: dict[str, JsonValue] = {
+            "reduce_range": reduce_range,
+            "activations": len(groups),
+            "calibration_texts": len(inputs),
+            "calibration_tokens": sum(lengths),
+            "longest_text_tokens": lengths[-1],
+        }
+        return self.write(model, source, out, selection, facts, context)
 
     def _calibrate(
         self,

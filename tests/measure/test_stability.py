@@ -21,12 +21,10 @@ from optbench.measure.stability import (
     STABILITY_COLUMNS,
     Stability,
     StabilityRow,
-    TopChanges,
-    compare_tops,
     measure_stability,
     stability_rows,
-    top_results,
 )
+from optbench.measure.top_changes import TopChanges, compare_tops, top_results
 from optbench.steps.base import StepContext
 from optbench.steps.quantize_dynamic import QuantizeDynamic
 
