@@ -127,15 +127,17 @@ class CompressWeights(BaseStep):
 
     @model_validator(mode="after")
     def _check_combination(self) -> Self:
+        # By value and not by what was written: a step's own JSON spells out every default, and must read back.
+        changed = {name for name, field in type(self).model_fields.items() if getattr(self, name) != field.default}
         if self.weights.startswith("int8"):
-            set_anyway = sorted({"group_size", "method", "damping", "ratio", "all_layers", "backup"} & self.model_fields_set)
+            set_anyway = sorted({"group_size", "method", "damping", "ratio", "all_layers", "backup"} & changed)
             if set_anyway:
                 raise ValueError(
                     f"{', '.join(set_anyway)}: for int4 weights only; {self.weights} has a scale for each output: leave it out"
                 )
         if self.method == "gptq" and (self.weights != "int4_sym" or self.ratio != 1 or not self.all_layers):
             raise ValueError("method gptq rounds every layer to int4_sym; for other settings use method nncf_gptq")
-        if self.method != "gptq" and "damping" in self.model_fields_set:
+        if self.method != "gptq" and "damping" in changed:
             raise ValueError("damping: for method gptq only; leave it out")
         if self.backup == "none" and (self.ratio < 1 or not self.all_layers) and self.expect is None:
             raise ValueError("backup none leaves MatMuls uncompressed; say in expect how many must be compressed")

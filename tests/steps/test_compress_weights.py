@@ -389,6 +389,12 @@ def test_options_that_cannot_go_together_are_refused(options: dict[str, Any], me
         CompressWeights(**options)
 
 
+@pytest.mark.parametrize("options", [{"weights": "int8_sym"}, {"weights": "int8_asym"}, {"weights": "int4_sym", "method": "nearest"}])
+def test_step_is_read_back_from_its_own_json(options: dict[str, Any]) -> None:
+    step = CompressWeights(**options)
+    assert CompressWeights.model_validate_json(step.model_dump_json()) == step
+
+
 def test_step_prints_nothing(tiny: Artifact, run: Callable[..., tuple[Artifact, StepReport]], capfd: pytest.CaptureFixture[str]) -> None:
     run(tiny, weights="int4_sym", group_size=16, method="scale_estimation")
     assert tuple(capfd.readouterr()) == ("", "")
