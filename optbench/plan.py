@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from optbench.artifact import Kind, read_manifest_sha256
+from optbench.artifact import Kind, hash_file, read_manifest_sha256
 from optbench.base_model import base_key
 from optbench.errors import RecipeError
 from optbench.machine import Machine
@@ -105,7 +105,9 @@ def library_versions(names: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def step_key(step: Step, source_sha256: str, machine: Machine, calibration: Sequence[str], engine: Mapping[str, object]) -> str:
+def step_key(
+    step: Step, source_sha256: str, machine: Machine, calibration: Sequence[str], engine: Mapping[str, object], folder: Path = Path()
+) -> str:
     """The cache key of a step on a source: anything that may change its output is in it.
 
     Args:
@@ -114,6 +116,10 @@ def step_key(step: Step, source_sha256: str, machine: Machine, calibration: Sequ
         machine: its instruction set is always part of the key; a priced step's result belongs to the whole machine.
         calibration: the texts, for steps that calibrate.
         engine: the engine that prices, for steps that ask for a price.
+        folder: what relative paths in the step's options are relative to.
+
+    Raises:
+        TaskError: a file that the step reads is missing.
     """
     parts: list[object] = [
         source_sha256,
@@ -124,6 +130,9 @@ def step_key(step: Step, source_sha256: str, machine: Machine, calibration: Sequ
         list(calibration) if step.needs_calibration else None,
         [machine.fingerprint, engine] if step.needs_price else None,
     ]
+    files = step.files(folder)
+    if files:
+        parts.append({name: hash_file(path) for name, path in files.items()})
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -169,7 +178,7 @@ def make_plan(
         own_key = None
         if given is not None:
             engine = recipe.engine_for(step.gives).model_dump(mode="json")
-            own_key = step_key(step, given, machine, calibration, engine)
+            own_key = step_key(step, given, machine, calibration, engine, recipe.folder)
         cached = own_key is not None and cache.has(own_key) and index < forced
         sources[index] = read_manifest_sha256(cache.artifact(own_key)) if cached and own_key else None
         takes = Kind.CHECKPOINT if index <= 0 else recipe.steps[index - 1].gives

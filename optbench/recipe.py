@@ -5,9 +5,10 @@ A recipe is data: frozen models that refuse unknown keys. `recipe_file.load_reci
 
 import hashlib
 import json
+from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
 from optbench.artifact import Kind
 from optbench.base_model import Base
@@ -124,6 +125,20 @@ class Recipe(_Part):
     stability: StabilityFloor | None = None
     calibration: Calibration = Calibration()
     tasks: tuple[Task, ...] = Field(default=(Retail(task="retail"),), min_length=1)
+
+    # Not a part of what the recipe says: neither its hash nor a record holds it.
+    _folder: Path = PrivateAttr(default_factory=Path)
+
+    @property
+    def folder(self) -> Path:
+        """Where its file lies, which paths in its steps are relative to; the current folder for one that has no file."""
+        return self._folder
+
+    def placed_in(self, folder: Path) -> Self:
+        """The same recipe, its file being in `folder`."""
+        placed = self.model_copy()
+        placed._folder = folder
+        return placed
 
     @property
     def sha256(self) -> str:

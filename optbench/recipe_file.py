@@ -49,7 +49,7 @@ def load_recipe(path: Path) -> Recipe:
     problems = list(_check_chain(recipe))
     if problems:
         raise _recipe_error(path, problems, lines)
-    return recipe
+    return recipe.placed_in(path.parent)
 
 
 def _recipe_error(path: Path, problems: Sequence[_Problem], lines: Mapping[Key, int]) -> RecipeError:

@@ -5,14 +5,17 @@ optional `__metadata__`, then the tensors without gaps. Source: https://github.c
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
+from numpy.typing import NDArray
+
 from optbench.errors import BaseModelError
 
-__all__ = ["TensorSpan", "check_file", "encode_header", "merge_shards", "read_header"]
+__all__ = ["TensorSpan", "check_file", "copy_rows", "encode_header", "merge_shards", "read_header"]
 
 # safetensors itself refuses a longer header (MAX_HEADER_SIZE).
 HEADER_BYTES_MAX = 100_000_000
@@ -147,6 +150,39 @@ def merge_shards(shards: Sequence[Path], out: Path, progress: Callable[[str, flo
                 _copy(source, target, span.size_bytes)
             done_bytes += span.size_bytes
             progress(f"joining {len(shards)} shards", done_bytes / total_bytes)
+
+
+def copy_rows(source: Path, out: Path, *, rows: Mapping[str, NDArray[np.int64]], leave_out: Collection[str] = ()) -> None:
+    """Copy a file a block at a time, and of some tensors only some rows.
+
+    Args:
+        source: is read, and mapped where rows are picked.
+        out: the new file.
+        rows: by tensor, the indices along its first axis that are kept, in their order.
+        leave_out: tensors that the copy lacks.
+
+    Raises:
+        BaseModelError: the source is broken, or holds a type that optbench does not read.
+    """
+    spans = {name: span for name, span in read_header(source).items() if name not in leave_out}
+    foreign = next((name for name, span in spans.items() if span.dtype not in ITEM_BYTES), None)
+    if foreign is not None:
+        raise BaseModelError(f"{source}: {foreign} is {spans[foreign].dtype}; optbench reads fp32, fp16 and bf16 checkpoints")
+    names = sorted(spans, key=lambda name: (-ITEM_BYTES[spans[name].dtype], name))
+    shapes = {name: (len(rows[name]), *spans[name].shape[1:]) if name in rows else spans[name].shape for name in names}
+    with source.open("rb") as file, out.open("wb") as target:
+        target.write(encode_header({name: (spans[name].dtype, shapes[name]) for name in names}))
+        for name in names:
+            span = spans[name]
+            if name not in rows:
+                file.seek(span.offset)
+                _copy(file, target, span.size_bytes)
+                continue
+            row_bytes = span.size_bytes // span.shape[0]
+            table = np.memmap(source, dtype=np.uint8, mode="r", offset=span.offset, shape=(span.shape[0], row_bytes))
+            block = max(COPY_BYTES // row_bytes, 1)
+            for start in range(0, len(rows[name]), block):
+                target.write(table[rows[name][start : start + block]].tobytes())
 
 
 def _copy(source: BinaryIO, target: BinaryIO, size_bytes: int) -> None:

@@ -145,6 +145,7 @@ def serve_step(payload: dict[str, Any], progress: Callable[[str, float | None], 
         calibration_texts=payload["calibration"],
         price=price,
         progress=progress,
+        folder=Path(payload["folder"]),
     )
     start = time.perf_counter()
     with full_disk_errors(out):
@@ -174,7 +175,7 @@ def make_stage(
     """
     listener.begin(label)
     engine = recipe.engine_for(step.gives).model_dump(mode="json")
-    key = step_key(step, source.sha256, read_machine(), calibration, engine)
+    key = step_key(step, source.sha256, read_machine(), calibration, engine, recipe.folder)
     if not force:
         found = _find(cache, key, step, label)
         if found is not None:
@@ -192,6 +193,7 @@ def make_stage(
             "scratch": str(scratch),
             "calibration": list(calibration) if step.needs_calibration else [],
             "lengths": list(recipe.workload.lengths),
+            "folder": str(recipe.folder),
         }
         try:
             with Worker("optbench.stages:serve_step", payload) as worker:

@@ -55,7 +55,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "torch_model": {"checkpoint", *FOUNDATION},
     "tokenizer": {"checkpoint", "artifact", "errors"},
     "tasks": {"tasks", "errors"},
-    "steps": {"steps", "tasks", *FOUNDATION, *MODEL},
+    "steps": {"steps", "tasks", "safetensors_file", *FOUNDATION, *MODEL},
     "engines": {"engines", *FOUNDATION, *MODEL},
     "encoder": {"engines", "artifact", "checkpoint", "tokenizer", "errors"},
     **dict.fromkeys(BASE, BASE | {"checkpoint"} | FOUNDATION),

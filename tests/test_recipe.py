@@ -233,10 +233,20 @@ def test_schema_describes_every_step_and_engine() -> None:
 
 def test_check_loads_nothing_heavy() -> None:
     code = (
-        "import sys; from pathlib import Path; from optbench.recipe import load_recipe\n"
+        "import sys; from pathlib import Path; from optbench.recipe_file import load_recipe\n"
         f"load_recipe(Path({str(RECIPES / 'arctic-l.yaml')!r}))\n"
         "heavy = {'torch', 'transformers', 'openvino', 'nncf', 'onnx', 'onnxruntime', 'onnxscript', 'onnx_ir', 'scipy', 'ir_measures'}\n"
         "print(sorted(heavy & sys.modules.keys()))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_recipe_knows_the_folder_of_its_file_and_its_hash_does_not(tmp_path: Path) -> None:
+    loaded = []
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+        loaded.append(load_recipe(write(tmp_path / name, GOOD)))
+    assert [recipe.folder for recipe in loaded] == [tmp_path / "here", tmp_path / "there"]
+    assert loaded[0].sha256 == loaded[1].sha256
+    assert str(tmp_path) not in loaded[0].model_dump_json()

@@ -13,6 +13,7 @@ from optbench.steps.fuse_graph import FuseGraph
 from optbench.steps.quantize_dynamic import QuantizeDynamic
 from optbench.steps.quantize_static import QuantizeStatic
 from optbench.steps.quantize_static_qdq import QuantizeStaticQdq
+from optbench.steps.trim_vocabulary import TrimVocabulary
 
 __all__ = [
     "BaseStep",
@@ -27,9 +28,18 @@ __all__ = [
     "Step",
     "StepContext",
     "StepReport",
+    "TrimVocabulary",
 ]
 
 Step = Annotated[
-    ExportOnnx | FuseGraph | ConvertOpenvino | QuantizeDynamic | QuantizeStatic | QuantizeStaticQdq | CompressWeights | CompressTables,
+    TrimVocabulary
+    | ExportOnnx
+    | FuseGraph
+    | ConvertOpenvino
+    | QuantizeDynamic
+    | QuantizeStatic
+    | QuantizeStaticQdq
+    | CompressWeights
+    | CompressTables,
     Field(discriminator="step"),
 ]

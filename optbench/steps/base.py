@@ -48,6 +48,7 @@ class StepContext:
         calibration_texts: real texts with their prompts in front, queries and documents alike.
         price: times candidate folders (each in an artifact's layout) against each other on this machine.
         progress: called with a phrase and, where known, the share done in 0..1.
+        folder: what relative paths in the options are relative to: where the recipe lies.
     """
 
     scratch: Path
@@ -55,6 +56,7 @@ class StepContext:
     calibration_texts: Sequence[str] = ()
     price: Price | None = None
     progress: Callable[[str, float | None], None] = field(default=lambda message, share: None)
+    folder: Path = Path()
 
 
 class BaseStep(BaseModel, ABC):
@@ -79,6 +81,17 @@ class BaseStep(BaseModel, ABC):
     libraries: ClassVar[tuple[str, ...]]
     needs_calibration: ClassVar[bool] = False
     needs_price: ClassVar[bool] = False
+
+    def files(self, folder: Path) -> Mapping[str, Path]:
+        """Files that it reads besides its source, by the name the recipe gives them; their bytes are part of the cache key.
+
+        Args:
+            folder: what relative paths in the options are relative to.
+
+        Raises:
+            TaskError: one is missing.
+        """
+        return {}
 
     @abstractmethod
     def run(self, source: Artifact, out: Path, context: StepContext) -> StepReport:

@@ -1,18 +1,31 @@
 """What a task is: options that load texts with human judgments, and texts apart from them to calibrate on."""
 
+import gzip
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TextIO
 
 from pydantic import BaseModel, ConfigDict
 
 from optbench.errors import TaskError
 
-__all__ = ["BaseTask", "CalibrationTexts", "Gain", "PairData", "Ranking", "RetrievalData", "draw", "read_text", "shorten_to_queries"]
+__all__ = [
+    "LINE_CHARACTERS_MAX",
+    "BaseTask",
+    "CalibrationTexts",
+    "Gain",
+    "PairData",
+    "Ranking",
+    "RetrievalData",
+    "draw",
+    "open_lines",
+    "read_text",
+    "shorten_to_queries",
+]
 
 Gain = Literal["exponential", "linear"]
 """What a grade g is worth in nDCG: 2**g - 1, or g."""
@@ -22,6 +35,8 @@ Ranking = Literal["judged", "full", "both"]
 
 # A SQuAD or pair file is some megabytes; the bound keeps a hostile one out of memory.
 FILE_BYTES_MAX = 512 * 1024 * 1024
+# BEIR's longest documents stay far below; a longer line is no corpus, and reading it whole would fill memory.
+LINE_CHARACTERS_MAX = 16 * 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -179,3 +194,10 @@ def read_text(path: Path, wanted: str) -> str:
         raise TaskError(f"{path}: {error.strerror}; {wanted} is wanted") from error
     except UnicodeDecodeError as error:
         raise TaskError(f"{path}: not UTF-8 at byte {error.start}; {wanted} is wanted") from error
+
+
+def open_lines(path: Path) -> TextIO:
+    """Open a UTF-8 text file, gzipped where its name ends in .gz, to be read by the line."""
+    if path.suffix == ".gz":
+        return gzip.open(path, "rt", encoding="utf-8")
+    return path.open(encoding="utf-8")

@@ -7,22 +7,29 @@
 Source: Thakur et al. 2021, "BEIR", arXiv:2104.08663.
 """
 
-import gzip
 import json
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, Self, TextIO
+from typing import Any, Literal, Self
 
 from pydantic import Field
 
 from optbench.errors import TaskError
-from optbench.tasks.base import BaseTask, CalibrationTexts, Gain, Ranking, RetrievalData, draw, shorten_to_queries
+from optbench.tasks.base import (
+    LINE_CHARACTERS_MAX,
+    BaseTask,
+    CalibrationTexts,
+    Gain,
+    Ranking,
+    RetrievalData,
+    draw,
+    open_lines,
+    shorten_to_queries,
+)
 
 __all__ = ["Beir"]
 
-# BEIR's longest documents stay far below; a longer line is no corpus, and reading it whole would fill memory.
-LINE_CHARACTERS_MAX = 16 * 1024 * 1024
 # 2**30 - 1 is the largest exponential gain that trec_eval's int holds.
 GRADE_MAX = 30
 
@@ -151,7 +158,7 @@ def _read_records(folder: Path, stem: str, wanted: tuple[str, ...]) -> Iterator[
     seen: set[str] = set()
     number = 0
     try:
-        with _open_lines(path) as file:
+        with open_lines(path) as file:
             while line := file.readline(LINE_CHARACTERS_MAX):
                 number += 1
                 if not line.strip():
@@ -167,9 +174,3 @@ def _read_records(folder: Path, stem: str, wanted: tuple[str, ...]) -> Iterator[
         raise TaskError(f"{path}:{number}: {error}; one JSON object a line wanted") from error
     except (OSError, EOFError, zlib.error) as error:  # gzip says a bad or cut file by these
         raise TaskError(f"{path}:{number}: cannot be read: {error}; fetch the file anew") from error
-
-
-def _open_lines(path: Path) -> TextIO:
-    if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8")
-    return path.open(encoding="utf-8")
