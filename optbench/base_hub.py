@@ -32,11 +32,12 @@ SHORT_COMMIT = re.compile(r"[0-9a-f]{7,40}")
 
 @dataclass(frozen=True)
 class HubFiles:
-    """What a hub gave: files by name, the commit they belong to, and warnings for the record."""
+    """What a hub gave: files by name, the commit they belong to, warnings for the record, and the license on the model's card."""
 
     files: dict[str, Path]
     commit: str
     warnings: list[str] = field(default_factory=list)
+    license: str | None = None
 
 
 @dataclass(frozen=True)
@@ -49,13 +50,14 @@ class _Wanted:
     git_sha1: str | None
 
 
-def fetch_from_hub(repository: str, revision: str | None, progress: Progress) -> HubFiles:
+def fetch_from_hub(repository: str, revision: str | None, progress: Progress, *, weights: bool = True) -> HubFiles:
     """Make sure that a model's files are in the hub cache, whole and unchanged.
 
     Args:
         repository: `ORG/NAME`.
         revision: a commit, or a branch, tag or short hash; the default branch when None.
         progress: told the share of bytes.
+        weights: False for the small files alone, which describe the model.
 
     Raises:
         BaseModelError: the hub or the model cannot be reached, or what came is not what the hub announced; names the two ways on.
@@ -85,8 +87,10 @@ def fetch_from_hub(repository: str, revision: str | None, progress: Progress) ->
             raise _no_base(repository, revision, f"{constants.ENDPOINT} answers with commit {commit!r}")
         siblings = {sibling.rfilename: sibling for sibling in info.siblings or ()}
         check_names(siblings, f"hub:{repository}@{commit}")
-        wanted = [_read_sibling(siblings[name], repository, revision) for name in select_names(siblings)]
-        return HubFiles(_fetch_all(repository, commit, wanted, progress), commit)
+        names = [name for name in select_names(siblings) if weights or not name.endswith(".safetensors")]
+        wanted = [_read_sibling(siblings[name], repository, revision) for name in names]
+        stated = info.card_data.get("license") if info.card_data else None
+        return HubFiles(_fetch_all(repository, commit, wanted, progress), commit, license=stated if isinstance(stated, str) else None)
 
 
 def _read_sibling(sibling: Any, repository: str, revision: str | None) -> _Wanted:

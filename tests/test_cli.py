@@ -15,7 +15,7 @@ from optbench.artifact import Artifact, Kind
 from optbench.record import Record, write_record
 
 RECIPES = Path(__file__).parent.parent / "recipes"
-COMMANDS = ("check", "schema", "plan", "apply", "measure", "report", "probe", "compare", "gate", "stability", "scenarios")
+COMMANDS = ("init", "check", "schema", "plan", "apply", "measure", "report", "probe", "compare", "gate", "stability", "scenarios")
 
 
 def run(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:

@@ -72,6 +72,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "publish": {"publish", "record", "verdict", "artifact", "errors"},
     "comparison": {"record", "verdict", "measure", "tune", "report", "machine", "errors"},
     "gate": {"comparison", "record", "verdict", "measure", "report", "errors"},
+    "starting": {"recipe_file", *BASE, "checkpoint", "errors"},
     "terminal": {"report"},
     "runner": RUN | {"stages", "evidence", "tune", "report.card"},
     "adhoc": RUN | {"stages", "evidence", "tune", "report", "runner", "tokenizer"},

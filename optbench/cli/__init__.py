@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 import optbench
-from optbench.cli import measuring, recipes, records
+from optbench.cli import measuring, recipes, records, starting
 from optbench.cli.options import ERROR_STATUS
 from optbench.errors import OptbenchError
 from optbench.terminal import print_error
@@ -22,6 +22,7 @@ __all__ = ["app", "main"]
 
 # In the order that --help lists them.
 COMMANDS = (
+    starting.init,
     recipes.check,
     recipes.schema,
     recipes.plan,

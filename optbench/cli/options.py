@@ -30,7 +30,7 @@ __all__ = [
 ERROR_STATUS = 2
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")]
-RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file, such as recipes/minilm-l6.yaml.")]
+RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of one that optbench ships: minilm-l6.")]
 CacheFolder = Annotated[
     Path | None,
     typer.Option("--cache", envvar="OPTBENCH_CACHE", help="Where finished work is kept; the user's cache folder when left out."),
