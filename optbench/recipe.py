@@ -63,7 +63,7 @@ class Workload(_Part):
     judged_lengths: tuple[Tokens, ...] | None = Field(
         default=None, min_length=1, description="The lengths that the target holds for; all of them when left out."
     )
-    batch: int = Field(default=1, ge=1, le=1024)
+    batch: int = Field(default=1, ge=1, le=1024, description="Texts in one call.")
     threads: int | None = Field(default=None, ge=1, le=1024, description="What affinity and cgroup quota allow when left out.")
     rounds: int = Field(default=15, ge=3, le=1000, description="Rounds of the interleaved timing; each engine is timed once a round.")
 
@@ -104,30 +104,40 @@ class StabilityFloor(_Part):
 class Calibration(_Part):
     """The texts that quantizers see."""
 
-    texts: int = Field(default=128, ge=8, le=100_000)
-    seed: int = Field(default=0, ge=0)
+    texts: int = Field(default=128, ge=8, le=100_000, description="How many, half queries and half documents, of the first task.")
+    seed: int = Field(default=0, ge=0, description="Which of them are drawn.")
 
 
 class Recipe(_Part):
     """One base model, the steps, the targets."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$", description="Names the output folder: lower-case letters, digits, - and _.")
-    description: str = Field(default="", max_length=2000)
+    description: str = Field(default="", max_length=2000, description="A sentence for people; the card shows it.")
     publishes: str | None = Field(default=None, max_length=200, description="The name that the result is published under.")
-    base: Base
-    targets: Targets
+    base: Base = Field(description="The model to begin with.")
+    targets: Targets = Field(description="What the result is judged against.")
     engines: tuple[Engine, ...] = Field(
         default=(), description="Engine settings by kind of artifact; each engine's defaults where left out."
     )
-    steps: tuple[Step, ...] = Field(min_length=1)
-    workload: Workload = Workload()
-    fidelity: Fidelity = Fidelity()
-    stability: StabilityFloor | None = None
-    calibration: Calibration = Calibration()
-    tasks: tuple[Task, ...] = Field(default=(Retail(task="retail"),), min_length=1)
+    steps: tuple[Step, ...] = Field(min_length=1, description="What is done to the model, in this order.")
+    workload: Workload = Field(default=Workload(), description="Token lengths, batch, threads and rounds of the timing.")
+    fidelity: Fidelity = Field(default=Fidelity(), description="How far a step may move the embeddings.")
+    stability: StabilityFloor | None = Field(default=None, description="A floor for how far surroundings may move an embedding.")
+    calibration: Calibration = Field(default=Calibration(), description="How many texts quantizers see, and which.")
+    tasks: tuple[Task, ...] = Field(
+        default=(Retail(task="retail"),), min_length=1, description="What accuracy is measured on; the first gives calibration texts."
+    )
 
     # Not a part of what the recipe says: neither its hash nor a record holds it.
     _folder: Path = PrivateAttr(default_factory=Path)
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both say the same, wherever their files lie."""
+        return isinstance(other, Recipe) and self.sha256 == other.sha256
+
+    def __hash__(self) -> int:
+        """Of what it says."""
+        return hash(self.sha256)
 
     @property
     def folder(self) -> Path:

@@ -249,4 +249,6 @@ def test_recipe_knows_the_folder_of_its_file_and_its_hash_does_not(tmp_path: Pat
         loaded.append(load_recipe(write(tmp_path / name, GOOD)))
     assert [recipe.folder for recipe in loaded] == [tmp_path / "here", tmp_path / "there"]
     assert loaded[0].sha256 == loaded[1].sha256
+    assert loaded[0] == loaded[1]
+    assert len(set(loaded)) == 1
     assert str(tmp_path) not in loaded[0].model_dump_json()
