@@ -22,6 +22,9 @@ HEAVY = (
     "ir_measures",
     "scipy",
     "neural_compressor",
+    "altair",
+    "vl_convert",
+    "jinja2",
 )
 
 FOUNDATION = {"errors", "artifact", "machine"}
@@ -68,7 +71,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "stages": RUN,
     "evidence": RUN | {"stages"},
     "tune": RUN | {"tune", "stages", "evidence"},
-    "report": {"report", "record", "verdict", "measure", "artifact", "errors"},
+    "report": {"report", "record", "verdict", "boxes", "measure", "artifact", "errors"},
     "publish": {"publish", "record", "verdict", "artifact", "errors"},
     "comparison": {"record", "verdict", "measure", "tune", "report", "machine", "errors"},
     "gate": {"comparison", "record", "verdict", "measure", "report", "errors"},

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 import optbench
-from optbench.cli import measuring, recipes, records, starting
+from optbench.cli import measuring, recipes, records, reporting, starting
 from optbench.cli.options import ERROR_STATUS
 from optbench.errors import OptbenchError
 from optbench.terminal import print_error
@@ -27,7 +27,7 @@ COMMANDS = (
     recipes.schema,
     recipes.plan,
     recipes.apply,
-    records.report,
+    reporting.report,
     records.compare,
     records.gate,
     measuring.measure,

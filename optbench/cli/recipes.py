@@ -120,8 +120,7 @@ def apply(
         path = applied.folder / "records" / record.file_name
         print_json("apply", folder=str(applied.folder), record=str(path), verdict=verdict.model_dump(mode="json"))
     else:
-        tables = [tradeoff_table(record), accuracy_table(record), latency_table(record), serving_table(record), verdict_table(verdict)]
-        print_tables(tables)
+        print_tables([tradeoff_table(record), accuracy_table(record), latency_table(record), serving_table(record), verdict_table(verdict)])
         print_warnings(record.warnings)
         Console().print(f"{applied.folder}: {verdict.outcome}", markup=False, highlight=False, soft_wrap=True)
     raise typer.Exit(verdict.exit_status)

@@ -1,62 +1,14 @@
-"""Commands on records: report, compare, gate."""
+"""Commands on records that judge one by another: compare, gate."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from optbench.cli.options import Json
-from optbench.errors import OptbenchError
 from optbench.terminal import print_json, print_tables, print_warnings
 
-__all__ = ["compare", "gate", "report"]
-
-
-def report(
-    paths: Annotated[
-        list[Path] | None, typer.Argument(metavar="[RECORD|FOLDER]...", help="Records or exported folders; all of exported/ when left out.")
-    ] = None,
-    percentile: Annotated[int, typer.Option("--percentile", min=1, max=99, help="Percentile of the latency table.")] = 50,
-    as_json: Json = False,
-) -> None:
-    """Show records: what each step bought and cost, latency by length, the verdict. A folder shows its newest record."""
-    from optbench.record import find_record
-    from optbench.report.table import (
-        accuracy_table,
-        footprint_table,
-        latency_table,
-        serving_table,
-        stability_table,
-        steps_table,
-        tradeoff_table,
-        verdict_table,
-    )
-    from optbench.verdict import judge
-
-    chosen = paths or sorted(path.parent for path in Path("exported").glob("*/records"))
-    if not chosen:
-        raise OptbenchError("exported/: holds no records; run optbench apply RECIPE first, or name a record")
-    records = [find_record(path) for path in chosen]
-    if as_json:
-        shown = [{"record": record.model_dump(mode="json"), "verdict": judge(record).model_dump(mode="json")} for record in records]
-        print_json("report", records=shown)
-        return
-    for record in records:
-        Console().rule(f"{record.recipe.name} {record.created}" + (" (random weights)" if record.weights == "random" else ""))
-        print_tables(
-            [
-                tradeoff_table(record),
-                accuracy_table(record),
-                latency_table(record, percentile),
-                serving_table(record),
-                stability_table(record.stability),
-                footprint_table(record),
-                steps_table(record),
-                verdict_table(judge(record)),
-            ]
-        )
-        print_warnings(record.warnings)
+__all__ = ["compare", "gate"]
 
 
 def compare(

@@ -1,6 +1,6 @@
 """A table on a terminal: figures are never broken over lines, prose is, and a table too wide for the screen continues below itself."""
 
-import re
+import unicodedata
 from collections.abc import Sequence
 
 from rich import box as boxes
@@ -9,7 +9,7 @@ from rich.console import JustifyMethod, RenderableType
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from optbench.report.table import Table
+from optbench.report.table import Table, holds_words
 from optbench.verdict import Outcome
 
 __all__ = ["fit_columns", "printable", "to_rich"]
@@ -17,15 +17,19 @@ __all__ = ["fit_columns", "printable", "to_rich"]
 # A column with a longer cell holds prose or paths, which read well over several lines down to the second width.
 PROSE_CELLS, PROSE_CELLS_MIN = 32, 24
 GAP = 2
-# Figures stand on the right; what has a word in it on the left.
-WORD = re.compile(r"[^\W\d_]{3}")
+# Unicode's explicit embeddings, overrides and isolates, with which text can pass for another.
+BIDIRECTIONAL = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 _STYLES = {Outcome.PASS: "green", Outcome.FAIL: "red", Outcome.INCONCLUSIVE: "yellow"}
 
 
 def printable(text: str) -> str:
-    """Text whose control characters cannot move a terminal's cursor or color it: records and recipes may come from strangers."""
-    return "".join(char if char.isprintable() or char == "\n" else "\N{REPLACEMENT CHARACTER}" for char in text)
+    """Text that cannot move a terminal's cursor, color it or turn what stands beside it around: records may come from strangers."""
+    return "".join("\N{REPLACEMENT CHARACTER}" if _steers(char) else char for char in text)
+
+
+def _steers(char: str) -> bool:
+    return char != "\n" and (unicodedata.category(char) in {"Cc", "Cs", "Zl", "Zp"} or char in BIDIRECTIONAL)
 
 
 def fit_columns(widths: Sequence[int], limit: int) -> list[list[int]]:
@@ -58,7 +62,7 @@ def to_rich(table: Table, limit: int) -> list[RenderableType]:
     for number, part in enumerate(fit_columns(least, limit)):
         rich = RichTable(box=boxes.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
         for index in (0, *part):
-            justify: JustifyMethod = "left" if any(WORD.search(line[index]) for line in cells[1:]) else "right"
+            justify: JustifyMethod = "left" if holds_words(table, index) else "right"
             prose = least[index] < widths[index]
             rich.add_column(Text(cells[0][index]), justify=justify, no_wrap=not prose, overflow="fold", min_width=least[index])
         for line in cells[1:]:

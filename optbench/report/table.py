@@ -1,5 +1,6 @@
 """A record as tables of text: what each step bought and cost, latency by length, the verdict. `fitted` puts them on a terminal."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -15,6 +16,7 @@ __all__ = [
     "Table",
     "accuracy_table",
     "footprint_table",
+    "holds_words",
     "latency_interval",
     "latency_table",
     "reading_length",
@@ -27,6 +29,9 @@ __all__ = [
 ]
 
 
+WORD = re.compile(r"[^\W\d_]{3}")
+
+
 @dataclass(frozen=True)
 class Table:
     """Cells as text, ready for a terminal or a card."""
@@ -35,6 +40,11 @@ class Table:
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     note: str = ""
+
+
+def holds_words(table: Table, index: int) -> bool:
+    """Whether a column stands on the left: the first does, and what has a word in it; figures stand on the right."""
+    return index == 0 or any(WORD.search(row[index]) for row in table.rows)
 
 
 def reading_length(record: Record) -> int:
@@ -87,7 +97,7 @@ def _speed_cells(record: Record, point: Point, fastest: str | None, length: int)
         return ["", ""]
     timing = record.timing(point.timing)
     ratio = ratio_interval(record.timing(fastest).samples_ns[length], timing.samples_ns[length])
-    return [f"{timing.median_ms(length):.2f}", f"{ratio.point:.2f}"]
+    return [f"{latency_interval(timing, length).point:.2f}", f"{ratio.point:.2f}"]
 
 
 def latency_interval(timing: Timing, length: int, percentile: int = 50) -> Interval:
@@ -206,6 +216,6 @@ def to_markdown(table: Table) -> str:
     def line(cells: Sequence[str]) -> str:
         return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
-    rule = ["---", *("---:" for _ in table.columns[1:])]
+    rule = ["---" if holds_words(table, index) else "---:" for index in range(len(table.columns))]
     lines = [line(table.columns), line(rule), *(line(row) for row in table.rows)]
     return "\n".join([*lines, "", table.note]).rstrip() + "\n"

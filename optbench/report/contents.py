@@ -1,0 +1,43 @@
+"""All that a record has to show, as tables in reading order: what the terminal, the card and the page have in common."""
+
+import shlex
+
+from optbench.record import Record
+from optbench.report.table import (
+    Table,
+    accuracy_table,
+    footprint_table,
+    latency_table,
+    serving_table,
+    stability_table,
+    steps_table,
+    tradeoff_table,
+)
+
+__all__ = ["command_of", "record_tables"]
+
+
+def record_tables(record: Record, percentile: int = 50) -> list[Table]:
+    """The tables of a record that have rows; the verdict's is not among them."""
+    tables = [
+        tradeoff_table(record),
+        accuracy_table(record),
+        latency_table(record, percentile),
+        serving_table(record),
+        stability_table(record.stability),
+        footprint_table(record),
+        steps_table(record),
+    ]
+    return [table for table in tables if table is not None and table.rows]
+
+
+def command_of(record: Record) -> str:
+    """The command that makes the artifact and its record again; safe to paste into a shell, whoever wrote the record."""
+    words = ["optbench", "apply", f"recipes/{record.recipe.name}.yaml"]
+    if record.weights == "random":
+        words += ["--weights", "random"]
+    elif record.base != record.recipe.base.source:
+        words += ["--base", record.base]
+    if record.isa:
+        words += ["--isa", record.isa]
+    return shlex.join(words)

@@ -1,0 +1,358 @@
+"""The page: records as one HTML file that needs no network, sorts, copies its commands, and reads well on a phone and to a screen reader.
+
+Everything in it that comes from a record is text: templates escape it, the figures' data is JSON, and the page's own scripts are the
+only ones that its security policy lets run.
+"""
+
+import base64
+import hashlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import optbench
+from optbench.errors import OptbenchError
+from optbench.record import Record
+from optbench.report import plots
+from optbench.report.contents import command_of, record_tables
+from optbench.report.fitted import printable
+from optbench.report.headline import Headline, headline_of, headline_table
+from optbench.report.peers import PeerRun, peer_tables, speedup_rows
+from optbench.report.table import Table, holds_words, verdict_table
+from optbench.verdict import judge
+
+if TYPE_CHECKING:
+    import altair as alt
+
+__all__ = ["Difference", "render_page", "require_plots", "save_figure"]
+
+TEMPLATES = Path(__file__).parent / "templates"
+NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
+PROSE_LENGTH = 48
+# Characters that half the page's width has room for, and what a cell's padding takes.
+HALF_WIDTH, CELL_PADDING = 84, 4
+# Of an exported figure, in pixels, without the names on its left: a README's column is some 800 wide.
+FIGURE_WIDTH = 600
+# What a reader looks at first; the rest is folded.
+FIRST_TABLES = 3
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Two or more records of one recipe side by side, or why they cannot be."""
+
+    recipe: str
+    tables: Sequence[Table]
+    notes: Sequence[str]
+    command: str
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A table's cell: the number that it sorts by is the first in its text."""
+
+    text: str
+    value: float | None
+    classes: str
+
+
+@dataclass(frozen=True)
+class Column:
+    """A table's column."""
+
+    name: str
+    number: bool
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A table on the page."""
+
+    id: str
+    table: Table
+    command: str
+    columns: Sequence[Column]
+    rows: Sequence[Sequence[Cell]]
+    wide: bool
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A chart on the page."""
+
+    id: str
+    title: str
+    caption: str
+    command: str
+    spec: dict[str, Any]
+    wide: bool = False
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A figure in large print."""
+
+    about: str
+    value: str
+    more: str
+
+
+@dataclass(frozen=True)
+class Part:
+    """A section of the page."""
+
+    id: str
+    title: str
+    short: str
+    text: str = ""
+    verdict: str = ""
+    random: bool = False
+    command: str = ""
+    tiles: Sequence[Tile] = ()
+    figures: Sequence[Figure] = ()
+    tables: Sequence[Shown] = ()
+    more: Sequence[Shown] = ()
+    facts: Sequence[tuple[str, str]] = ()
+    warnings: Sequence[str] = field(default_factory=tuple)
+
+
+def require_plots() -> None:
+    """Say how to get the libraries that draw.
+
+    Raises:
+        OptbenchError: they are not installed.
+    """
+    try:
+        import altair  # noqa: F401
+        import jinja2  # noqa: F401
+        import vl_convert  # noqa: F401
+    except ImportError as error:
+        raise OptbenchError(f"figures and pages need {error.name}, which is not installed; run pip install 'optbench[report]'") from error
+
+
+def _shown(value: Any) -> Any:
+    """What a template puts into the page, whatever wrote it: text that is not the page's own cannot steer what stands around it."""
+    return printable(value) if type(value) is str else value
+
+
+def _clean(value: Any) -> Any:
+    """Data of a figure without control characters."""
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, dict):
+        return {key: _clean(each) for key, each in value.items()}
+    return [_clean(each) for each in value] if isinstance(value, list) else value
+
+
+class _Page:
+    """Hands out ids while the parts are made."""
+
+    def __init__(self) -> None:
+        self._numbers = count(1)
+
+    def id(self, kind: str) -> str:
+        return f"{kind}-{next(self._numbers)}"
+
+    def table(self, table: Table, command: str) -> Shown:
+        numbers = [not holds_words(table, index) for index in range(len(table.columns))]
+        rows = [[_cell(text, number) for text, number in zip(row, numbers, strict=True)] for row in table.rows]
+        columns = [Column(name, number) for name, number in zip(table.columns, numbers, strict=True)]
+        longest = [max(len(row[index]) for row in (table.columns, *table.rows)) for index in range(len(table.columns))]
+        wide = sum(min(length, PROSE_LENGTH) + CELL_PADDING for length in longest) > HALF_WIDTH
+        return Shown(self.id("table"), table, command, columns, rows, wide)
+
+    def figures(self, found: Sequence[tuple[str, str, "alt.LayerChart | None"]], command: str, *, wide: bool = False) -> list[Figure]:
+        return [
+            Figure(self.id("figure"), title, caption, command, _clean(chart.to_dict()), wide)
+            for title, caption, chart in found
+            if chart is not None
+        ]
+
+
+def _cell(text: str, number: bool) -> Cell:
+    match = NUMBER.search(text) if number else None
+    classes = "number" if number else "prose" if len(text) > PROSE_LENGTH else ""
+    return Cell(text, float(match[0]) if match else None, classes)
+
+
+def _record_part(page: _Page, record: Record, floor: Mapping[int, float]) -> Part:
+    verdict = judge(record)
+    command = command_of(record)
+    name = record.recipe.publishes or record.recipe.name
+    waterfall = "Milliseconds after each step, with 95 % intervals. The dashed line is the fastest fp32 engine."
+    accuracy = "Each task's metric against the base in torch fp32, with paired 95 % intervals. The dashed orange line is the allowed loss."
+    plane = "Each step by its latency and by the task that lost most. Dashed: the recipe's targets. Stepped: the Pareto front."
+    lengths = "Median latency by token length, both axes logarithmic."
+    lengths += (
+        " The floor is what no program on this machine can go below with int8 weights."
+        if floor
+        else " The machine's floor is not known here: give the result of optbench probe --json with --probe."
+    )
+    figures = page.figures(
+        [
+            ("What each step bought", waterfall, plots.waterfall_plot(record)),
+            ("What each step cost", accuracy, plots.accuracy_plot(record)),
+            ("Accuracy over latency", plane, plots.plane_plot(record)),
+            ("Latency by length", lengths, plots.latency_plot(record, floor)),
+        ],
+        command,
+    )
+    tables = [page.table(table, command) for table in (verdict_table(verdict), *record_tables(record))]
+    machine = record.machine
+    facts = [
+        ("CPU", f"{machine.cpu}, {machine.architecture}, {machine.isa}" + (f", held to {record.isa}" if record.isa else "")),
+        ("threads", f"{record.threads} of {machine.usable_threads} usable, {machine.cores} physical cores"),
+        ("memory", f"{machine.memory_bytes / 2**30:.0f} GiB"),
+        ("system", machine.system),
+        ("taken", record.created),
+        ("optbench", record.optbench),
+        ("libraries", ", ".join(f"{library} {version}" for library, version in record.libraries.items())),
+        ("base", record.base),
+        ("artifact sha256", record.final.artifact_sha256),
+        ("recipe sha256", record.recipe_sha256),
+    ]
+    headline = headline_of(record)
+    return Part(
+        id=page.id("record"),
+        title=name,
+        short=f"{record.recipe.name} {record.created[:10]}",
+        text=record.recipe.description,
+        verdict=str(verdict.outcome).replace(" ", "-"),
+        random=record.weights == "random",
+        command=command,
+        tiles=list(_tiles(headline)) if headline else [],
+        figures=figures,
+        tables=tables[:FIRST_TABLES],
+        more=tables[FIRST_TABLES:],
+        facts=facts,
+        warnings=record.warnings,
+    )
+
+
+def _tiles(found: Headline) -> Iterator[Tile]:
+    yield Tile(f"fp32, {found.tokens} tokens", f"{found.fp32_ms.point:.3g} ms", found.fp32)
+    yield Tile("optimized", f"{found.optimized_ms.point:.3g} ms", f"{found.optimized_ms.low:.3g}..{found.optimized_ms.high:.3g} ms")
+    yield Tile("speed-up", f"{found.speedup.point:.2f}x", f"{found.speedup.low:.2f}..{found.speedup.high:.2f}")
+    if found.loss is not None:
+        change = found.loss.change
+        task = f"{found.loss.metric} {found.loss.task}" + (", synthetic" if found.loss.synthetic else "")
+        yield Tile("largest loss", f"{100 * change.point:+.2f} %", f"{100 * change.low:+.2f}..{100 * change.high:+.2f}, {task}")
+    yield Tile("size", f"{found.optimized_bytes / 1e6:.0f} MB", f"of {found.fp32_bytes / 1e6:.0f} MB")
+    yield Tile("box", found.box, f"{found.threads} threads" + (f", {found.isa}" if found.isa else ""))
+
+
+def _overview(page: _Page, records: Sequence[Record]) -> Part:
+    command = "optbench report --table"
+    caption = "Speed-up at the reading length over the fastest fp32 engine of the same run, with its 95 % interval."
+    figures = page.figures(
+        [("Speed-up by recipe", caption, plots.headline_plot(records))], "optbench report --figure headline.svg", wide=True
+    )
+    tables = [page.table(headline_table(records), command)]
+    return Part(id=page.id("part"), title="Headline", short="headline", figures=figures, tables=tables)
+
+
+def _difference_part(page: _Page, difference: Difference) -> Part:
+    tables = [page.table(table, difference.command) for table in difference.tables]
+    title = f"{difference.recipe}: what changed between records"
+    return Part(id=page.id("part"), title=title, short=f"{difference.recipe} diff", tables=tables, warnings=difference.notes)
+
+
+def _peers_part(page: _Page, runs: Sequence[PeerRun], where: str) -> Part:
+    command = f"optbench report --html report.html --peers {where}"
+    figures = []
+    for run in runs:
+        if run.kind == "latency":
+            caption = printable(
+                f"{run.model}, {run.weights} weights, {run.threads} threads; over the run's first row, with 95 % intervals."
+            )
+            figures += page.figures([(f"Peers on {run.model}", caption, plots.peers_plot(speedup_rows(run)))], command, wide=True)
+    tables = [page.table(table, command) for run in runs for table in peer_tables(run)]
+    return Part(id=page.id("part"), title="Peers", short="peers", figures=figures, tables=tables)
+
+
+@cache
+def _scripts() -> tuple[str, str]:
+    """Vega, Vega-Lite and vega-embed in one, and the page's own."""
+    import vl_convert
+
+    # Its stub asks for a snippet that the function does not need.
+    bundle = vl_convert.javascript_bundle()  # type: ignore[call-arg]
+    own = (TEMPLATES / "page.js").read_text(encoding="utf-8")
+    # Within a script element the end tag ends it, wherever it stands.
+    vega, page = (script.replace("</script", "<\\/script").replace("<!--", "<\\!--") for script in (bundle, own))
+    return vega, page
+
+
+def render_page(
+    records: Sequence[Record],
+    *,
+    floors: Mapping[str, Mapping[int, float]] | None = None,
+    differences: Sequence[Difference] = (),
+    peers: Sequence[PeerRun] = (),
+    peers_from: str = "",
+) -> str:
+    """The page of records.
+
+    Args:
+        records: one or more, in the order wanted.
+        floors: by machine fingerprint and recipe joined with a space, milliseconds by token length, for int8 weights.
+        differences: of records of one recipe.
+        peers: runs of the peers.
+        peers_from: where those came from, as a shell takes it.
+
+    Raises:
+        OptbenchError: the libraries that draw are not installed.
+    """
+    require_plots()
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    page = _Page()
+    known = floors or {}
+    parts = [_overview(page, records)]
+    parts += [_record_part(page, record, known.get(f"{record.machine.fingerprint} {record.recipe.name}", {})) for record in records]
+    parts += [_difference_part(page, difference) for difference in differences]
+    if peers:
+        parts.append(_peers_part(page, peers, peers_from))
+    scripts = _scripts()
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_shown,
+    )
+    only = parts[1].title if len(records) == 1 else f"Report of {len(records)} records"
+    return environment.get_template("page.html.j2").render(
+        title=only,
+        version=optbench.__version__,
+        css=Markup((TEMPLATES / "page.css").read_text(encoding="utf-8")),  # noqa: S704  # the project's own file
+        scripts=[Markup(script) for script in scripts],  # noqa: S704  # the libraries' own
+        hashes=["sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts],
+        parts=parts,
+    )
+
+
+def save_figure(chart: "alt.LayerChart | alt.VConcatChart", path: Path) -> None:
+    """Write a chart as .svg or .png, on white, for a README.
+
+    Raises:
+        OptbenchError: another ending, or the file cannot be written.
+    """
+    if path.suffix not in (".svg", ".png"):
+        raise OptbenchError(f"{path}: figures are written as .svg or .png; name such a file")
+    import altair as alt
+
+    options: dict[str, Any] = {"scale_factor": 2} if path.suffix == ".png" else {}
+    parts = chart.vconcat if isinstance(chart, alt.VConcatChart) else [chart]
+    for part in parts:
+        part.width = FIGURE_WIDTH
+    try:
+        chart.configure_view(stroke=None).configure_axisY(labelLimit=300).save(str(path), format=path.suffix[1:], **options)
+    except OSError as error:
+        raise OptbenchError(f"{path}: cannot be written: {error.strerror}; name another file") from error

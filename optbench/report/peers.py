@@ -1,0 +1,149 @@
+"""The peers: what other ways to run the same models reach on the same machine, from the files that the peers' benchmark wrote.
+
+Only what is shown is read, and figures are checked; a file of another form is refused by name.
+"""
+
+import json
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from optbench.errors import RecordError
+from optbench.measure.fidelity import Fidelity
+from optbench.measure.statistics import Change, Interval
+from optbench.report.table import Table
+
+__all__ = ["PeerRun", "peer_tables", "read_peers", "speedup_rows"]
+
+BYTES_MAX = 64 * 1024 * 1024
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class PeerRow(_Part):
+    """A peer: latency by length in one kind of run, accuracy in the other; with a reason it did not run and has neither."""
+
+    name: str
+    precision: str = ""
+    reason: str | None = None
+    round_medians_ns: dict[int, tuple[int, ...]] = {}
+    speedup: dict[int, Interval] = {}
+    fidelity: Fidelity | None = None
+    change: dict[str, Change] = {}
+
+
+class PeerRun(_Part):
+    """One run of the peers.
+
+    Attributes:
+        kind: what was asked.
+        model: that all were given.
+        weights: real or random.
+        created: UTC.
+        threads: that each was given.
+        interface: how the input was given; of latency runs.
+        rows: one a peer; speed-ups are over the first.
+    """
+
+    schema_version: Literal[1]
+    kind: Literal["latency", "accuracy"]
+    model: str
+    weights: str
+    created: str
+    threads: int
+    interface: str = ""
+    rows: tuple[PeerRow, ...]
+
+
+def read_peers(path: Path) -> list[PeerRun]:
+    """The runs of a file, or of all .json files of a folder.
+
+    Raises:
+        RecordError: missing, or of another form; names the file.
+    """
+    files = sorted(path.glob("*.json")) if path.is_dir() else [path]
+    if not files:
+        raise RecordError(f"{path}: has no .json files; name a folder of the peers' results")
+    return [_read_run(file) for file in files]
+
+
+def _read_run(path: Path) -> PeerRun:
+    try:
+        if path.stat().st_size > BYTES_MAX:
+            raise RecordError(f"{path}: larger than {BYTES_MAX} bytes, which no run of the peers is")
+        document: Any = json.loads(path.read_bytes())
+        return PeerRun.model_validate(document)
+    except OSError as error:
+        raise RecordError(f"{path}: cannot be read: {error.strerror}; name a file or folder of the peers' results") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise RecordError(
+            f"{path}: no run of the peers: {'.'.join(map(str, first['loc'])) or 'top'}: {first['msg']}; measure again"
+        ) from error
+    except ValueError as error:
+        raise RecordError(f"{path}: not JSON ({error}); the file may be truncated") from error
+
+
+def _length(run: PeerRun) -> int | None:
+    """The length nearest to 16 tokens that every peer that ran was timed at."""
+    shared = [set(row.round_medians_ns) for row in run.rows if row.reason is None]
+    lengths = set.intersection(*shared) if shared else set()
+    return min(lengths, key=lambda length: (abs(length - 16), length), default=None)
+
+
+def speedup_rows(run: PeerRun) -> list[dict[str, Any]]:
+    """One row a peer that was timed, fastest first, as `plots.peers_plot` takes them."""
+    length = _length(run)
+    rows = []
+    for row in run.rows:
+        if row.reason is None and length is not None and length in row.speedup:
+            ms = median(row.round_medians_ns[length]) / 1e6
+            found = row.speedup[length]
+            text = {"text": f"{found.point:.2f}x", "more": f"{ms:.3g} ms at {length} tokens"}
+            rows.append({"model": _named(row), "x": found.point, "low": found.low, "high": found.high, **text})
+    return sorted(rows, key=lambda row: -row["x"])
+
+
+def _named(row: PeerRow) -> str:
+    return f"{row.name} {row.precision}".strip()
+
+
+def peer_tables(run: PeerRun) -> list[Table]:
+    """What a run shows, and the peers that did not run with their reasons."""
+    about = f"{run.model}, {run.weights} weights, {run.threads} threads, {run.created}" + (
+        f", input: {run.interface}" if run.interface else ""
+    )
+    ran = [row for row in run.rows if row.reason is None]
+    if run.kind == "latency":
+        lengths = sorted({length for row in ran for length in row.round_medians_ns})
+        rows = [[_named(row), *(_speed_cell(row, length) for length in lengths)] for row in ran]
+        note = f"Median ms, and how many times as fast as {_named(ran[0]) if ran else 'the first'} in the same rounds. {about}."
+        tables = [Table("Peers: latency in ms by tokens", ["peer", *map(str, lengths)], rows, note)]
+    else:
+        tasks = list(dict.fromkeys(task for row in ran for task in row.change))
+        rows = [[_named(row), *_cosine_cells(row), *(_change_cell(row, task) for task in tasks)] for row in ran]
+        note = f"Cosine to torch eager; relative change in % against it, with its paired 95 % interval. {about}."
+        tables = [Table("Peers: accuracy", ["peer", "cosine", "worst", *tasks], rows, note)]
+    left = [[_named(row), row.reason] for row in run.rows if row.reason is not None]
+    tables.append(Table("Peers that did not run", ["peer", "reason"], left, about + "."))
+    return [table for table in tables if table.rows]
+
+
+def _speed_cell(row: PeerRow, length: int) -> str:
+    if not row.round_medians_ns.get(length):
+        return ""
+    ms = f"{median(row.round_medians_ns[length]) / 1e6:.3g}"
+    return f"{ms} ({row.speedup[length].point:.2f}x)" if length in row.speedup else ms
+
+
+def _cosine_cells(row: PeerRow) -> list[str]:
+    return [f"{row.fidelity.mean:.4f}", f"{row.fidelity.minimum:.4f}"] if row.fidelity else ["", ""]
+
+
+def _change_cell(row: PeerRow, task: str) -> str:
+    change = row.change.get(task)
+    return "" if change is None else f"{100 * change.point:+.1f} ({100 * change.low:+.1f}..{100 * change.high:+.1f})"
