@@ -7,7 +7,8 @@ and the other small files lie at its top, and the weights where that kind keeps 
     onnx         onnx/model.onnx (+ onnx/model.onnx_data when the weights are external)
     openvino     openvino/openvino_model.xml + .bin
 
-`manifest.json` lists every file with its size and sha256; the artifact's own sha256 is that of the manifest's bytes.
+`manifest.json` lists every file with its size and sha256; the artifact's own sha256 is that of the manifest's bytes. A
+signature of those bytes may lie beside it, in `manifest.json.minisig`.
 """
 
 import ctypes
@@ -30,19 +31,26 @@ from optbench.errors import ArtifactError, MachineError
 
 __all__ = [
     "MANIFEST",
+    "MANIFEST_BYTES_MAX",
+    "SIGNATURE",
     "Artifact",
+    "FileEntry",
+    "Inspection",
     "Kind",
     "LayerSize",
     "Manifest",
     "Weights",
     "copy_companions",
     "hash_file",
+    "inspect_artifact",
     "open_artifact",
+    "parse_manifest",
     "read_manifest_sha256",
     "seal",
 ]
 
 MANIFEST = "manifest.json"
+SIGNATURE = "manifest.json.minisig"
 # A manifest names tens of files; the bound keeps a hostile one from being read into memory.
 MANIFEST_BYTES_MAX = 4 * 1024 * 1024
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
@@ -91,7 +99,9 @@ class Kind(StrEnum):
         }[self.value]
 
 
-class _File(BaseModel):
+class FileEntry(BaseModel):
+    """A file as the manifest lists it."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
@@ -118,7 +128,7 @@ class Manifest(BaseModel):
     schema_version: Literal[1] = 1
     kind: Kind
     weights: Weights
-    files: dict[str, _File]
+    files: dict[str, FileEntry]
     # Left out where there is none, so that a manifest of alike layers keeps its bytes and its hash.
     layers: tuple[LayerSize, ...] = Field(default=(), exclude_if=lambda layers: not layers)
 
@@ -171,7 +181,7 @@ def hash_file(path: Path) -> str:
 
 
 def _listed_files(folder: Path) -> list[str]:
-    """Relative POSIX paths of the regular files below `folder`, sorted; the manifest left out."""
+    """Relative POSIX paths of the regular files below `folder`, sorted; the manifest and its signature left out."""
     names = []
     for path in folder.rglob("*"):
         mode = path.lstat().st_mode
@@ -181,7 +191,7 @@ def _listed_files(folder: Path) -> list[str]:
             names.append(path.relative_to(folder).as_posix())
         elif not stat.S_ISDIR(mode):
             raise ArtifactError(f"{path}: neither a file nor a folder; an artifact holds regular files only: remove it")
-    return sorted(name for name in names if name != MANIFEST)
+    return sorted(name for name in names if name not in (MANIFEST, SIGNATURE))
 
 
 def seal(staging: Path, destination: Path, kind: Kind, weights: Weights, layers: Iterable[LayerSize] = ()) -> Artifact:
@@ -205,7 +215,7 @@ def seal(staging: Path, destination: Path, kind: Kind, weights: Weights, layers:
         raise ArtifactError(f"{staging}: has no {kind.main_file}, which every {kind} artifact holds")
     try:
         files = {
-            name: _File(sha256=hash_file(staging / name), size_bytes=(staging / name).stat().st_size) for name in _listed_files(staging)
+            name: FileEntry(sha256=hash_file(staging / name), size_bytes=(staging / name).stat().st_size) for name in _listed_files(staging)
         }
         content = Manifest(kind=kind, weights=weights, files=files, layers=tuple(layers)).to_bytes()
         with (staging / MANIFEST).open("wb") as file:
@@ -265,11 +275,15 @@ def _read_manifest(folder: Path) -> tuple[Manifest, bytes]:
         raise ArtifactError(f"{path}: {error.strerror}; an artifact folder holds a {MANIFEST}: name one made by optbench apply") from error
     if len(content) > MANIFEST_BYTES_MAX:
         raise ArtifactError(f"{path}: larger than {MANIFEST_BYTES_MAX} bytes, which no manifest is; fetch it anew")
-    return _parse_manifest(content, path), content
+    return parse_manifest(content, str(path)), content
 
 
-def _parse_manifest(content: bytes, path: Path) -> Manifest:
+def parse_manifest(content: bytes, path: str) -> Manifest:
     """Check a manifest's bytes: its form, and that each name stays inside the folder.
+
+    Args:
+        content: the file.
+        path: where it comes from, for messages.
 
     Raises:
         ArtifactError: says what is broken; whatever the bytes are, nothing else is raised.
@@ -285,6 +299,9 @@ def _parse_manifest(content: bytes, path: Path) -> Manifest:
         pure = PurePosixPath(name)
         if pure.is_absolute() or ".." in pure.parts or not pure.name or pure.as_posix() != name or "\\" in name or not name.isprintable():
             raise ArtifactError(f"{path}: lists {ascii(name)[:200]}, which is no plain path inside the folder; do not use this artifact")
+    if manifest.to_bytes() != content:
+        # A key that stands twice, say: readers differ in which of the two they take.
+        raise ArtifactError(f"{path}: is not written as optbench writes a manifest; somebody has edited it: fetch it anew")
     return manifest
 
 
@@ -296,15 +313,30 @@ def read_manifest_sha256(folder: Path) -> str | None:
         return None
 
 
-def open_artifact(folder: Path, *, verify: bool = True) -> Artifact:
-    """Open a sealed folder.
+@dataclass(frozen=True)
+class Inspection:
+    """A folder against its manifest.
+
+    Attributes:
+        manifest: what it should hold.
+        sha256: of the manifest.
+        problems: each file that is missing, extra, truncated or changed, in words that name it.
+    """
+
+    manifest: Manifest
+    sha256: str
+    problems: tuple[str, ...]
+
+
+def inspect_artifact(folder: Path, *, verify: bool = True) -> Inspection:
+    """Compare a folder with its manifest.
 
     Args:
         folder: the artifact.
         verify: hash every file and compare; without it only presence and sizes are checked.
 
     Raises:
-        ArtifactError: a file is missing, extra, truncated or changed (each is named), or cannot be read.
+        ArtifactError: the manifest is missing or broken, the folder holds a link, or a file cannot be read.
     """
     manifest, content = _read_manifest(folder)
     problems = []
@@ -321,12 +353,26 @@ def open_artifact(folder: Path, *, verify: bool = True) -> Artifact:
     except OSError as error:
         raise ArtifactError(f"{error.filename or folder}: cannot be read: {error.strerror}; make it readable, or fetch it anew") from error
     problems += [f"{ascii(name)[1:-1]} is not in the manifest" for name in sorted(present - manifest.files.keys())]
-    if problems:
+    if not problems and manifest.kind.main_file not in manifest.files:
+        problems.append(f"its kind is {manifest.kind}, but it holds no {manifest.kind.main_file}")
+    return Inspection(manifest, hashlib.sha256(content).hexdigest(), tuple(problems))
+
+
+def open_artifact(folder: Path, *, verify: bool = True) -> Artifact:
+    """Open a sealed folder.
+
+    Args:
+        folder: the artifact.
+        verify: hash every file and compare; without it only presence and sizes are checked.
+
+    Raises:
+        ArtifactError: a file is missing, extra, truncated or changed (each is named), or cannot be read.
+    """
+    found = inspect_artifact(folder, verify=verify)
+    if problems := found.problems:
         more = f"; and {len(problems) - PROBLEMS_SHOWN} more" if len(problems) > PROBLEMS_SHOWN else ""
         raise ArtifactError(f"{folder}: {'; '.join(problems[:PROBLEMS_SHOWN])}{more}; make the artifact again")
-    if manifest.kind.main_file not in manifest.files:
-        raise ArtifactError(f"{folder}: its kind is {manifest.kind}, but it holds no {manifest.kind.main_file}; make the artifact again")
-    return Artifact(manifest.kind, folder, hashlib.sha256(content).hexdigest(), manifest.weights)
+    return Artifact(found.manifest.kind, folder, found.sha256, found.manifest.weights)
 
 
 def copy_companions(source: Path, out: Path, *, leave_out: Iterable[str] = ()) -> None:

@@ -9,6 +9,7 @@
     ├── TaskError         an accuracy task that cannot be read
     ├── MeasureError      a measurement that could not be taken, or compared
     ├── RecordError       a record that is broken or not comparable
+    ├── PublishError      an artifact that may not be published, or a destination that cannot be reached
     └── MachineError      this machine lacks something: disk, memory, a lock held by another run
 
 The command line catches `OptbenchError` and nothing else: any other exception is a bug and keeps its traceback.
@@ -21,6 +22,7 @@ __all__ = [
     "MachineError",
     "MeasureError",
     "OptbenchError",
+    "PublishError",
     "RecipeError",
     "RecordError",
     "StepError",
@@ -66,3 +68,7 @@ class RecordError(OptbenchError):
 
 class MachineError(OptbenchError):
     """This machine lacks what the work needs: disk, memory, a free lock."""
+
+
+class PublishError(OptbenchError):
+    """An artifact that may not be published, or a destination that cannot be reached or does not hold what it says."""

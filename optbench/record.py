@@ -166,7 +166,7 @@ def read_record(path: Path) -> Record:
         raise RecordError(f"{path}: cannot be read: {error.strerror}; name a record under exported/RECIPE/records") from error
     try:
         document: Any = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RecordError(f"{path}: not JSON ({error}); the file may be truncated") from error
     schema = document.get("schema_version") if isinstance(document, dict) else None
     if schema not in SCHEMAS_READ:

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 if TYPE_CHECKING:
     from optbench.report.table import Table
 
-__all__ = ["Watch", "print_error", "print_json", "print_tables", "print_warnings", "watching"]
+__all__ = ["Watch", "print_error", "print_json", "print_line", "print_tables", "print_warnings", "watching"]
 
 # The form of every --json document, as docs/json.md has it; raised when a key changes its meaning or goes.
 JSON_SCHEMA_VERSION = 1
@@ -81,6 +81,13 @@ def print_tables(tables: Sequence["Table | None"]) -> None:
     for table in tables:
         if table is not None and table.rows:
             console.print(*to_rich(table, console.width), "", sep="\n")
+
+
+def print_line(text: str) -> None:
+    """Print one line on stdout, whatever its length."""
+    from optbench.report.fitted import printable
+
+    Console().print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
 
 def print_warnings(warnings: Sequence[str]) -> None:

@@ -57,15 +57,20 @@ class HubServer:
         self.requests: list[Request] = []
         hub = self
 
-        class Handler(_Handler):
+        class OfThisHub(self.handler()):  # type: ignore[misc]
             server_hub = hub
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), OfThisHub)
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
         self._thread.start()
         port = self._server.server_address[1]
         self.url = f"http://127.0.0.1:{port}"
         self.content_url = f"http://localhost:{port}"  # another host by name, as the real one is: tokens must not go there
+
+    @staticmethod
+    def handler() -> type["Handler"]:
+        """What answers; a hub that takes more requests has another."""
+        return Handler
 
     def close(self) -> None:
         self._server.shutdown()
@@ -77,7 +82,7 @@ class HubServer:
         return [request for request in self.requests if request.path.startswith("/content/") and f"/{name}/" in request.path]
 
 
-class _Handler(BaseHTTPRequestHandler):
+class Handler(BaseHTTPRequestHandler):
     server_hub: HubServer
     protocol_version = "HTTP/1.1"
 

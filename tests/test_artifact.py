@@ -35,7 +35,7 @@ def sealed(tmp_path: Path) -> Artifact:
 def rewrite_manifest(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
     document = json.loads((folder / MANIFEST).read_bytes())
     change(document)
-    (folder / MANIFEST).write_text(json.dumps(document))
+    (folder / MANIFEST).write_text(json.dumps(document, sort_keys=True, indent=1) + "\n")
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -265,6 +265,16 @@ def test_manifest_of_another_kind_than_the_files_is_refused(sealed: Artifact) ->
     rewrite_manifest(sealed.path, lambda document: document.update(kind="onnx"))
     with pytest.raises(ArtifactError, match=r"its kind is onnx, but it holds no onnx/model\.onnx"):
         open_artifact(sealed.path)
+
+
+def test_manifest_that_says_the_same_in_other_bytes_is_refused(sealed: Artifact) -> None:
+    path = sealed.path / MANIFEST
+    twice = path.read_text().replace('"kind"', '"weights": "random",\n "kind"', 1)
+    assert json.loads(twice) == json.loads(path.read_text())
+    for content in (twice, path.read_text() + "\n"):
+        path.write_text(content)
+        with pytest.raises(ArtifactError, match="is not written as optbench writes a manifest"):
+            open_artifact(sealed.path)
 
 
 def test_many_problems_are_counted_and_not_all_listed(sealed: Artifact) -> None:

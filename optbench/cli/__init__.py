@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 import optbench
-from optbench.cli import measuring, recipes, records, reporting, starting
+from optbench.cli import measuring, recipes, records, reporting, shipping, starting
 from optbench.cli.options import ERROR_STATUS
 from optbench.errors import OptbenchError
 from optbench.terminal import print_error
@@ -34,6 +34,9 @@ COMMANDS = (
     measuring.stability,
     measuring.scenarios,
     measuring.probe,
+    shipping.verify,
+    shipping.publish,
+    shipping.pull,
 )
 
 EXIT_STATUS = "Exit status: 0 done or pass, 1 fail, 2 error, 3 inconclusive, 130 stopped by Ctrl-C."

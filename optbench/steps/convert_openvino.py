@@ -99,7 +99,7 @@ def _foreign_operators(path: Path) -> Counter[str]:
         StepError: the file is not an ONNX model. (OpenVINO would try all its other frontends on it, which write to stderr.)
     """
     import onnx
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # protobuf ships no types
+    from google.protobuf.message import DecodeError
 
     try:
         graph = onnx.load(path, load_external_data=False).graph

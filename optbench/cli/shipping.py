@@ -1,0 +1,120 @@
+"""Commands that ship: verify an artifact, publish it, pull one."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from optbench.cli.options import Json
+from optbench.errors import PublishError
+from optbench.terminal import print_json, print_line, print_tables, print_warnings, watching
+
+__all__ = ["publish", "pull", "verify"]
+
+ArtifactPath = Annotated[Path, typer.Argument(metavar="ARTIFACT", help="An artifact's folder.")]
+PublicKey = Annotated[str | None, typer.Option("--public-key", help="The minisign key that must have signed it: a file, or its text.")]
+Sha256 = Annotated[str | None, typer.Option("--sha256", help="The hash that the artifact must have.")]
+
+
+def verify(artifact: ArtifactPath, public_key: PublicKey = None, sha256: Sha256 = None, as_json: Json = False) -> None:
+    """Check every byte of an artifact, and what its files would have an engine do. Exit 1 names every problem."""
+    from optbench.audit import audit
+    from optbench.publish.signature import check_folder
+    from optbench.report.table import Table
+
+    with watching() as watch:
+        watch.begin("verify")
+        found = audit(artifact)
+        problems = list(found.problems)
+        if sha256 is not None and found.sha256 not in (None, sha256):
+            problems.append(f"{artifact}: is artifact {found.sha256}, not {sha256}")
+        if public_key is not None and found.sha256 is not None:
+            try:
+                check_folder(artifact, public_key)
+            except PublishError as error:
+                problems.append(str(error))
+        watch.end(f"{found.files} files, {len(problems)} problems")
+    if as_json:
+        print_json("verify", **found.model_dump(mode="json", exclude={"problems"}), problems=problems)
+    else:
+        signed = "no" if not found.signed else "yes" if public_key else "yes, not checked: give --public-key"
+        rows = [
+            ["sha256", found.sha256 or ""],
+            ["kind", f"{found.kind}, {found.weights} weights"],
+            ["size", f"{found.files} files, {found.size_bytes / 1e6:.1f} MB"],
+            ["measured", found.measured or "no record is of these bytes"],
+            ["signed", signed],
+        ]
+        print_tables([Table(str(artifact), ["", ""], rows if found.sha256 else [])])
+        print_warnings(problems)
+    if problems:
+        raise typer.Exit(1)
+
+
+def publish(
+    artifact: ArtifactPath,
+    destination: Annotated[
+        str, typer.Argument(metavar="DESTINATION", help="A folder, an fsspec address (s3://, gs://), hf://org/name, oci://host/name:tag.")
+    ],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go over, and send nothing.")] = False,
+    allow_inconclusive: Annotated[bool, typer.Option("--allow-inconclusive", help="Publish although the verdict is inconclusive.")] = False,
+    license_checked: Annotated[
+        bool, typer.Option("--license-checked", help="You have read the base's licence, and it allows passing on changed copies.")
+    ] = False,
+    pull_request: Annotated[bool, typer.Option("--pull-request", help="hf:// only: open a pull request.")] = False,
+    sign: Annotated[
+        Path | None, typer.Option("--sign", help="Sign with this minisign secret key; OPTBENCH_SIGN_PASSWORD may hold its password.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Publish an artifact that is verified, measured and passes. Run again after a cut: only what is missing goes over.
+
+    Exit 1 where the verdict is fail, 3 where it is inconclusive, 2 where something else stands against it.
+    """
+    from optbench.publish import clear, open_destination
+    from optbench.publish import publish as send
+    from optbench.verdict import Outcome
+
+    target = open_destination(destination, pull_request=pull_request)
+    with watching() as watch:
+        watch.begin("check")
+        clearance = clear(artifact, allow_inconclusive=allow_inconclusive, license_checked=license_checked)
+        watch.end("may be published" if not clearance.reasons else "may not be published")
+        if not clearance.reasons:
+            watch.begin(f"publish to {target.url}")
+            published = send(artifact, target, watch.update, sign_with=sign, dry_run=dry_run)
+            verb = "would send" if dry_run else "sent"
+            watch.end(f"{verb} {len(published.sent)} of {published.files} files, {published.sent_bytes / 1e6:.1f} MB")
+    if clearance.reasons:
+        if as_json:
+            print_json("publish", published=None, **clearance.model_dump(mode="json"))
+        print_warnings([f"not published: {reason}" for reason in clearance.reasons])
+        raise typer.Exit(3 if clearance.inconclusive else 1 if clearance.outcome is Outcome.FAIL else 2)
+    if as_json:
+        print_json("publish", published=published.model_dump(mode="json"), **clearance.model_dump(mode="json"))
+        return
+    for line in [f"{verb} {name}" for name in published.sent] or ["everything is there already"]:
+        print_line(line)
+    print_line(f"{published.where}  sha256 {published.sha256}")
+
+
+def pull(
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="Where it is published: any address that publish takes.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where to put it; must not be there yet.")],
+    public_key: PublicKey = None,
+    sha256: Sha256 = None,
+    as_json: Json = False,
+) -> None:
+    """Fetch an artifact. It appears at FOLDER whole and verified, or not at all; run again after a cut to go on."""
+    from optbench.publish import open_destination
+    from optbench.publish import pull as fetch
+
+    origin = open_destination(source)
+    with watching() as watch:
+        watch.begin(f"pull {origin.url}")
+        pulled = fetch(origin, folder, watch.update, public_key=public_key, sha256=sha256)
+        watch.end(f"{pulled.files} files, {pulled.fetched_bytes / 1e6:.1f} MB came over; signature: {pulled.signature}")
+    if as_json:
+        print_json("pull", **pulled.model_dump(mode="json"))
+        return
+    print_line(f"{pulled.folder}  sha256 {pulled.sha256}")

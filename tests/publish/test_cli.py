@@ -1,0 +1,88 @@
+"""verify, publish and pull on the command line: what they print, where, and how they exit."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from typer.testing import CliRunner, Result
+
+from optbench import cli
+from optbench.artifact import open_artifact
+from tests.publish.test_filesystem import contents
+from tests.test_json import check_keys
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(cli.app, [str(each) for each in arguments], catch_exceptions=False)
+
+
+def document(result: Result) -> dict[str, Any]:
+    return json.loads(result.stdout)  # type: ignore[no-any-return]
+
+
+def test_publish_pull_and_verify_with_their_documents(exported: Path, tmp_path: Path) -> None:
+    planned = document(run("publish", exported, tmp_path / "there", "--dry-run", "--json"))
+    assert not (tmp_path / "there").exists()
+    done = document(run("publish", exported, tmp_path / "there", "--json"))
+    assert planned["published"]["sent"] == done["published"]["sent"]
+    pulled = document(run("pull", tmp_path / "there", tmp_path / "back", "--json"))
+    verified = document(run("verify", tmp_path / "back", "--json"))
+    assert verified["sha256"] == pulled["sha256"] == done["published"]["sha256"] == open_artifact(exported).sha256
+    assert verified["measured"] == done["record"]
+    for command, each in (("publish", done), ("pull", pulled), ("verify", verified)):
+        check_keys(command, each)
+    assert contents(tmp_path / "back") == contents(exported)
+
+
+def test_second_publish_says_that_all_is_there(exported: Path, tmp_path: Path) -> None:
+    assert "sent config.json" in run("publish", exported, tmp_path / "there").stdout
+    again = run("publish", exported, tmp_path / "there")
+    assert again.exit_code == 0
+    assert "everything is there already" in again.stdout
+
+
+def test_refusals_exit_as_the_verdict_does(make_exported: Callable[..., Path], tmp_path: Path) -> None:
+    failing, unsure = make_exported("a", candidate_ms=80.0), make_exported("b", candidate_ms=40.0, spread=0.3)
+    forbidden = make_exported("c", license="CC-BY-ND-4.0")
+    for folder, status, words in (
+        (failing, 1, "its verdict is fail"),
+        (unsure, 3, "--allow-inconclusive"),
+        (forbidden, 2, "forbids passing on"),
+    ):
+        refused = run("publish", folder, tmp_path / "there")
+        assert refused.exit_code == status
+        assert words in refused.stderr
+        as_json = document(run("publish", folder, tmp_path / "there", "--json"))
+        assert as_json["published"] is None
+        assert len(as_json["reasons"]) == 1
+    assert not (tmp_path / "there").exists()
+    assert run("publish", unsure, tmp_path / "there", "--allow-inconclusive").exit_code == 0
+
+
+def test_verify_exits_1_and_names_every_problem(exported: Path) -> None:
+    names = ["config.json", "modules.json", "tokenizer.json"]
+    for name in names:
+        (exported / name).unlink()
+    (exported / "extra").write_text("")
+    found = run("verify", exported)
+    assert found.exit_code == 1
+    for name in names:
+        assert f"{name} is missing" in found.stderr
+    assert "extra is not in the manifest" in found.stderr
+    assert len(document(run("verify", exported, "--json"))["problems"]) == 4
+
+
+def test_verify_checks_the_hash_and_the_key_that_are_asked_for(exported: Path) -> None:
+    other = run("verify", exported, "--sha256", "0" * 64)
+    assert other.exit_code == 1
+    assert f"not {'0' * 64}" in other.stderr
+    unsigned = run("verify", exported, "--public-key", "RWQ" + "A" * 53)
+    assert unsigned.exit_code == 1
+    assert "is not signed" in unsigned.stderr or "is no minisign public key" in unsigned.stderr
+
+
+def test_verify_of_no_artifact_exits_1_and_says_what_one_is(tmp_path: Path) -> None:
+    found = run("verify", tmp_path)
+    assert found.exit_code == 1
+    assert "manifest.json: No such file or directory" in found.stderr

@@ -1,0 +1,159 @@
+"""Publishing to folders and fsspec addresses, and pulling from them."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from optbench.artifact import MANIFEST, open_artifact
+from optbench.errors import ArtifactError, PublishError
+from optbench.publish import open_destination, publish, pull
+from optbench.publish.filesystem import JOURNAL
+from tests.publish.conftest import silent
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(params=["folder", "file", "memory"])
+def address(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """Each kind of address, empty."""
+    yield {"folder": str(tmp_path / "there"), "file": f"file://{tmp_path}/there", "memory": "memory://bucket/there"}[request.param]
+    fsspec.filesystem("memory").store.clear()
+
+
+def test_what_is_pulled_is_byte_for_byte_what_was_published(exported: Path, address: str, tmp_path: Path) -> None:
+    published = publish(exported, open_destination(address), silent)
+    assert set(published.sent) == contents(exported).keys()
+    pulled = pull(open_destination(address), tmp_path / "back", silent)
+    assert contents(tmp_path / "back") == contents(exported)
+    assert pulled.sha256 == published.sha256 == open_artifact(tmp_path / "back").sha256
+    assert [path.name for path in tmp_path.iterdir() if "pulling" in path.name] == []
+
+
+def test_second_publication_sends_nothing_and_second_pull_fetches_nothing(exported: Path, address: str, tmp_path: Path) -> None:
+    publish(exported, open_destination(address), silent)
+    assert publish(exported, open_destination(address), silent).sent == ()
+    pull(open_destination(address), tmp_path / "back", silent)
+    assert pull(open_destination(address), tmp_path / "back", silent).fetched_bytes == 0
+
+
+def test_dry_run_says_what_would_go_and_sends_nothing(exported: Path, address: str) -> None:
+    planned = publish(exported, open_destination(address), silent, dry_run=True)
+    assert planned.dry_run
+    assert open_destination(address).read(MANIFEST, 1 << 20) is None
+    assert publish(exported, open_destination(address), silent).sent == planned.sent
+
+
+def test_cut_publication_goes_on_with_the_file_that_was_cut(
+    exported: Path, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = open_destination(address)
+    real = target._fs.put_file  # type: ignore[attr-defined]
+    sent: list[str] = []
+
+    def cut(local: str, remote: str, **options: object) -> None:
+        if len(sent) == 5:
+            with fsspec.open(address.rstrip("/") + "/" + Path(local).relative_to(exported).as_posix(), "wb") as file:
+                file.write(Path(local).read_bytes()[:-1])
+            raise ConnectionResetError("cut")
+        real(local, remote, **options)
+        sent.append(Path(local).relative_to(exported).as_posix())
+
+    monkeypatch.setattr(target._fs, "put_file", cut)  # type: ignore[attr-defined]
+    with pytest.raises(PublishError, match="publishing stopped: cut; mend that and run again"):
+        publish(exported, target, silent)
+    monkeypatch.undo()
+    with pytest.raises(PublishError, match="nothing is published there"):
+        pull(open_destination(address), tmp_path / "early", silent)
+    rest = publish(exported, open_destination(address), silent)
+    assert set(rest.sent) == contents(exported).keys() - set(sent)
+    pull(open_destination(address), tmp_path / "back", silent)
+    assert contents(tmp_path / "back") == contents(exported)
+    assert open_destination(address).read(JOURNAL, 1 << 20) is None
+
+
+def test_newer_artifact_replaces_the_older_and_sends_only_what_differs(
+    make_exported: Callable[..., Path], address: str, tmp_path: Path
+) -> None:
+    old, new = make_exported(), make_exported("newer", created="2026-11-25T12:00:00Z")
+    publish(old, open_destination(address), silent)
+    sent = publish(new, open_destination(address), silent).sent
+    assert sent
+    assert not any(name.startswith("openvino/") for name in sent)
+    pull(open_destination(address), tmp_path / "back", silent)
+    assert contents(tmp_path / "back") == contents(new)
+
+
+def test_folder_with_other_things_in_it_is_left_alone(exported: Path, tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "thesis.tex").write_text("years of work")
+    with pytest.raises(PublishError, match=r"holds files that no publication put there \(thesis.tex\); name an empty folder"):
+        publish(exported, open_destination(str(tmp_path / "there")), silent)
+    assert contents(tmp_path / "there") == {"thesis.tex": b"years of work"}
+
+
+def test_cut_pull_goes_on_at_the_byte_where_it_was_cut(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = open_destination(str(exported))
+    whole = source.download
+
+    def cut(name: str, entry: object, file: object, report: Callable[[int], None]) -> None:
+        if name.endswith(".bin"):
+            file.write((exported / name).read_bytes()[:100])  # type: ignore[attr-defined]
+            raise PublishError("cut")
+        whole(name, entry, file, report)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(source, "download", cut)
+    with pytest.raises(PublishError, match="cut"):
+        pull(source, tmp_path / "back", silent)
+    assert not (tmp_path / "back").exists()
+    came = sum(path.stat().st_size for path in (tmp_path / ".back.pulling").rglob("*") if path.is_file())
+    pulled = pull(open_destination(str(exported)), tmp_path / "back", silent)
+    assert pulled.fetched_bytes == open_artifact(exported).size_bytes - came
+    assert contents(tmp_path / "back") == contents(exported)
+
+
+@pytest.mark.parametrize("name", ["config.json", "openvino/openvino_model.bin"])
+def test_changed_byte_at_the_source_never_arrives(exported: Path, tmp_path: Path, name: str) -> None:
+    content = bytearray((exported / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    shutil.copytree(exported, tmp_path / "source")
+    (tmp_path / "source" / name).write_bytes(content)
+    with pytest.raises(ArtifactError, match=f"{name}: has sha256 [0-9a-f]*, its manifest says [0-9a-f]*; it was thrown away"):
+        pull(open_destination(str(tmp_path / "source")), tmp_path / "back", silent)
+    assert not (tmp_path / "back").exists()
+
+
+def test_truncated_file_at_the_source_is_named(exported: Path, tmp_path: Path) -> None:
+    shutil.copytree(exported, tmp_path / "source")
+    path = tmp_path / "source" / "openvino" / "openvino_model.bin"
+    path.write_bytes(path.read_bytes()[:-7])
+    with pytest.raises(PublishError, match=r"openvino_model.bin: ended after \d+ of \d+ bytes; run again to go on from there"):
+        pull(open_destination(str(tmp_path / "source")), tmp_path / "back", silent)
+
+
+def test_folder_that_is_there_is_not_overwritten(exported: Path, tmp_path: Path) -> None:
+    (tmp_path / "back").mkdir()
+    with pytest.raises(PublishError, match="is there already and is not this artifact; name another folder"):
+        pull(open_destination(str(exported)), tmp_path / "back", silent)
+
+
+def test_other_hash_than_the_one_asked_for_is_refused(exported: Path, tmp_path: Path) -> None:
+    with pytest.raises(PublishError, match=f"is artifact [0-9a-f]*, not {'0' * 64}; do not use it"):
+        pull(open_destination(str(exported)), tmp_path / "back", silent, sha256="0" * 64)
+
+
+def test_missing_library_is_named() -> None:
+    with pytest.raises(PublishError, match=r"s3://bucket/x: .*s3fs"):
+        open_destination("s3://key:secret@bucket/x?token=t")
+
+
+def test_unknown_scheme_is_an_error_without_the_secrets_in_it() -> None:
+    with pytest.raises(PublishError) as caught:
+        open_destination("nosuch://user:secret@host/x?token=t0ken")
+    assert "nosuch://host/x" in str(caught.value)
+    assert "secret" not in str(caught.value)
+    assert "t0ken" not in str(caught.value)

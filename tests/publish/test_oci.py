@@ -1,0 +1,118 @@
+"""Publishing to a real OCI registry, and pulling from it."""
+
+import itertools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from optbench.artifact import open_artifact
+from optbench.errors import PublishError
+from optbench.publish import open_destination, publish, pull
+from tests.cutting_proxy import CuttingProxy
+from tests.publish.conftest import silent
+from tests.publish.test_filesystem import contents
+
+_numbers = itertools.count()
+
+
+@pytest.fixture
+def name() -> str:
+    """A repository that no other test uses, since blobs belong to a repository."""
+    return f"team/model{next(_numbers)}:v1"
+
+
+@pytest.fixture
+def proxy(registry: str, request: pytest.FixtureRequest) -> Iterator[CuttingProxy]:
+    """The registry behind a connection that can be cut; `request.param` says which way is counted."""
+    made = CuttingProxy(registry, request.param)
+    yield made
+    made.close()
+
+
+def test_what_is_pulled_from_a_registry_is_byte_for_byte_what_was_published(
+    exported: Path, registry: str, name: str, tmp_path: Path
+) -> None:
+    address = f"oci://{registry}/{name}"
+    planned = publish(exported, open_destination(address), silent, dry_run=True)
+    published = publish(exported, open_destination(address), silent)
+    assert set(published.sent) == set(planned.sent) == contents(exported).keys()
+    assert publish(exported, open_destination(address), silent).sent == ()
+    pulled = pull(open_destination(address), tmp_path / "back", silent)
+    assert contents(tmp_path / "back") == contents(exported)
+    assert pulled.fetched_bytes == open_artifact(exported).size_bytes
+
+
+def test_registry_holds_plain_files_that_oras_itself_pulls(exported: Path, registry: str, name: str, tmp_path: Path) -> None:
+    import oras.client
+
+    publish(exported, open_destination(f"oci://{registry}/{name}"), silent)
+    oras.client.OrasClient(insecure=True).pull(f"{registry}/{name}", outdir=str(tmp_path / "back"))
+    assert contents(tmp_path / "back") == contents(exported)
+
+
+@pytest.mark.parametrize("proxy", ["sent"], indirect=True)
+def test_cut_publication_to_a_registry_goes_on_with_the_next_blob(exported: Path, proxy: CuttingProxy, name: str, tmp_path: Path) -> None:
+    address = f"oci://{proxy.address}/{name}"
+    proxy.allow_bytes = open_artifact(exported).size_bytes // 2
+    with pytest.raises(PublishError, match="mend that and run again: what went over stays"):
+        publish(exported, open_destination(address), silent)
+    proxy.allow_bytes = float("inf")
+    with pytest.raises(PublishError, match="nothing is published there"):
+        pull(open_destination(address), tmp_path / "early", silent)
+    sent = publish(exported, open_destination(address), silent).sent
+    assert 0 < len(sent) < len(contents(exported))
+    pull(open_destination(address), tmp_path / "back", silent)
+    assert contents(tmp_path / "back") == contents(exported)
+
+
+@pytest.mark.parametrize("proxy", ["received"], indirect=True)
+def test_cut_pull_from_a_registry_goes_on_at_the_byte_where_it_was_cut(
+    exported: Path, proxy: CuttingProxy, name: str, tmp_path: Path
+) -> None:
+    address = f"oci://{proxy.address}/{name}"
+    publish(exported, open_destination(address), silent)
+    proxy.allow_bytes = open_artifact(exported).size_bytes // 2
+    with pytest.raises(PublishError, match="mend that and run again"):
+        pull(open_destination(address), tmp_path / "back", silent)
+    assert not (tmp_path / "back").exists()
+    came = sum(path.stat().st_size for path in (tmp_path / ".back.pulling").rglob("*") if path.is_file())
+    assert came
+    proxy.allow_bytes = float("inf")
+    pulled = pull(open_destination(address), tmp_path / "back", silent)
+    assert pulled.fetched_bytes == open_artifact(exported).size_bytes - came
+    assert contents(tmp_path / "back") == contents(exported)
+
+
+def test_large_file_goes_over_in_pieces(exported: Path, registry: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from optbench.publish import oci
+
+    monkeypatch.setattr(oci, "CHUNK_BYTES", 10_000)
+    publish(exported, open_destination(f"oci://{registry}/{name}"), silent)
+    pull(open_destination(f"oci://{registry}/{name}"), tmp_path / "back", silent)
+    assert contents(tmp_path / "back") == contents(exported)
+
+
+def test_tag_moves_to_the_newer_artifact_and_shared_blobs_are_not_sent_again(
+    make_exported: Callable[..., Path], registry: str, name: str, tmp_path: Path
+) -> None:
+    address = f"oci://{registry}/{name}"
+    publish(make_exported(), open_destination(address), silent)
+    new = make_exported("newer", created="2026-11-25T12:00:00Z")
+    sent = publish(new, open_destination(address), silent).sent
+    assert not any(each.startswith("openvino/") for each in sent)
+    pull(open_destination(address), tmp_path / "back", silent)
+    assert contents(tmp_path / "back") == contents(new)
+
+
+def test_registry_that_does_not_answer_is_an_error_at_once(exported: Path) -> None:
+    with pytest.raises(PublishError, match=r"oci://127.0.0.1:1/x:y: cannot be asked: .*refused"):
+        publish(exported, open_destination("oci://127.0.0.1:1/x:y"), silent)
+
+
+@pytest.mark.parametrize(
+    "address", ["oci://host/Upper:tag", "oci://host/name", "oci://host/../name:tag", "oci://name:tag", "oci://u:p@host/n:t"]
+)
+def test_address_that_is_none_is_refused(address: str) -> None:
+    with pytest.raises(PublishError, match="is no registry address; write oci://host/name:tag"):
+        open_destination(address)
