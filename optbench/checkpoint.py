@@ -135,12 +135,16 @@ class Body(BaseModel):
         return self.layer_feed_forward or (self.feed_forward,) * self.layers
 
     @property
+    def sizes(self) -> tuple[tuple[int, int], ...]:
+        """Heads and feed-forward width of each layer."""
+        return tuple(zip(self.heads_by_layer, self.feed_forward_by_layer, strict=True))
+
+    @property
     def layer_sizes(self) -> tuple[LayerSize, ...]:
         """What the manifest says of a pruned body's layers; nothing of one whose layers are alike."""
         if not self.is_pruned:
             return ()
-        sizes = zip(self.heads_by_layer, self.feed_forward_by_layer, strict=True)
-        return tuple(LayerSize(heads=heads, feed_forward=feed_forward) for heads, feed_forward in sizes)
+        return tuple(LayerSize(heads=heads, feed_forward=feed_forward) for heads, feed_forward in self.sizes)
 
     @property
     def weights(self) -> int:

@@ -12,11 +12,22 @@ from pydantic import BaseModel, ConfigDict
 from optbench.artifact import Kind, hash_file, read_manifest_sha256
 from optbench.base_model import base_key
 from optbench.errors import RecipeError
-from optbench.machine import Machine
+from optbench.machine import Machine, read_machine
 from optbench.recipe import Recipe
-from optbench.steps import ExportOnnx, Step
+from optbench.steps import ExportOnnx, PruneStructured, Step
+from optbench.steps.pruning.latency import LayerTimes, probe_bodies
 
-__all__ = ["Cache", "Plan", "PlannedStep", "library_versions", "make_plan", "step_key"]
+__all__ = [
+    "Cache",
+    "Plan",
+    "PlannedStep",
+    "finishing_steps",
+    "layer_times_path",
+    "library_versions",
+    "make_plan",
+    "read_layer_times",
+    "step_key",
+]
 
 
 @dataclass(frozen=True)
@@ -45,6 +56,11 @@ class Cache:
         """Folders that are being filled."""
         return self.root / "staging"
 
+    @property
+    def layer_times(self) -> Path:
+        """What layers cost in milliseconds, one JSON file a key."""
+        return self.root / "layer_times"
+
     def artifact(self, key: str) -> Path:
         """The artifact of a key, present or not."""
         return self.artifacts / key
@@ -66,6 +82,8 @@ class PlannedStep(BaseModel):
         key: its cache key; None while the step before it has not run, whose result is part of it.
         state: `cached` results are used; `run` steps run.
         estimate_bytes: what its output is expected to take on disk.
+        predicted_ms: of a pruned body as the recipe finishes it, by length; None where layers have not been timed on this machine.
+        whole_ms: the same of the whole body.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -77,6 +95,8 @@ class PlannedStep(BaseModel):
     key: str | None
     state: str
     estimate_bytes: int
+    predicted_ms: dict[int, float] | None = None
+    whole_ms: dict[int, float] | None = None
 
 
 class Plan(BaseModel):
@@ -106,7 +126,13 @@ def library_versions(names: Sequence[str]) -> dict[str, str]:
 
 
 def step_key(
-    step: Step, source_sha256: str, machine: Machine, calibration: Sequence[str], engine: Mapping[str, object], folder: Path = Path()
+    step: Step,
+    source_sha256: str,
+    machine: Machine,
+    calibration: Sequence[str],
+    engine: Mapping[str, object],
+    folder: Path = Path(),
+    layer_times: LayerTimes | None = None,
 ) -> str:
     """The cache key of a step on a source: anything that may change its output is in it.
 
@@ -117,6 +143,7 @@ def step_key(
         calibration: the texts, for steps that calibrate.
         engine: the engine that prices, for steps that ask for a price.
         folder: what relative paths in the step's options are relative to.
+        layer_times: for a step with a latency target.
 
     Raises:
         TaskError: a file that the step reads is missing.
@@ -133,7 +160,37 @@ def step_key(
     files = step.files(folder)
     if files:
         parts.append({name: hash_file(path) for name, path in files.items()})
+    if layer_times is not None:
+        parts.append(layer_times.model_dump(mode="json"))
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def finishing_steps(recipe: Recipe) -> list[Step]:
+    """The steps that turn a checkpoint into what is served: those after the last that works on checkpoints."""
+    last = max((index for index, step in enumerate(recipe.steps) if step.gives is Kind.CHECKPOINT), default=-1)
+    return list(recipe.steps[last + 1 :])
+
+
+def layer_times_path(recipe: Recipe, cache: Cache) -> Path:
+    """Where the times of the recipe's layers are kept: anything that may change them is in the name."""
+    steps = finishing_steps(recipe)
+    kind = steps[-1].gives if steps else Kind.CHECKPOINT
+    parts: list[object] = [
+        [body.model_dump(mode="json") for body in probe_bodies(recipe.base.body)],
+        [[step.model_dump(mode="json"), step.version, library_versions(step.libraries)] for step in steps],
+        recipe.engine_for(kind).model_dump(mode="json"),
+        [recipe.workload.lengths, recipe.workload.batch],
+        read_machine().fingerprint,
+    ]
+    return cache.layer_times / f"{hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()}.json"
+
+
+def read_layer_times(recipe: Recipe, cache: Cache) -> LayerTimes | None:
+    """The times that were measured for the recipe on this machine; None before they are."""
+    try:
+        return LayerTimes.model_validate_json(layer_times_path(recipe, cache).read_bytes())
+    except (OSError, ValueError):
+        return None
 
 
 def start_index(recipe: Recipe, name: str | None) -> int:
@@ -172,13 +229,18 @@ def make_plan(
     size = 4 * recipe.base.body.parameters
     missing = 0 if source else size
     export = ExportOnnx(step="export_onnx")
+    prunes = any(isinstance(step, PruneStructured) for step in recipe.steps)
+    times = read_layer_times(recipe, cache) if prunes else None
     sources = {-1: source}
     for index, step in [(-1, export), *enumerate(recipe.steps)]:
         given = sources[index - 1] if index > 0 else source
         own_key = None
         if given is not None:
             engine = recipe.engine_for(step.gives).model_dump(mode="json")
-            own_key = step_key(step, given, machine, calibration, engine, recipe.folder)
+            # A step whose layers are still to be timed has no key yet: it runs.
+            in_ms = isinstance(step, PruneStructured) and step.needs_layer_times
+            if not in_ms or times is not None:
+                own_key = step_key(step, given, machine, calibration, engine, recipe.folder, times if in_ms else None)
         cached = own_key is not None and cache.has(own_key) and index < forced
         sources[index] = read_manifest_sha256(cache.artifact(own_key)) if cached and own_key else None
         takes = Kind.CHECKPOINT if index <= 0 else recipe.steps[index - 1].gives
@@ -194,6 +256,8 @@ def make_plan(
                 key=own_key,
                 state="cached" if cached else "run",
                 estimate_bytes=size,
+                predicted_ms=_in_ms(times, step.foresee(recipe.base.body, times)) if times and isinstance(step, PruneStructured) else None,
+                whole_ms=_in_ms(times, recipe.base.body.sizes) if times and isinstance(step, PruneStructured) else None,
             )
         )
     return Plan(
@@ -206,3 +270,7 @@ def make_plan(
         steps=tuple(planned),
         missing_bytes=missing,
     )
+
+
+def _in_ms(times: LayerTimes, sizes: Sequence[tuple[int, int]]) -> dict[int, float]:
+    return {length: times.body_ms(sizes, length) for length in times.lengths}

@@ -102,10 +102,17 @@ class StabilityFloor(_Part):
 
 
 class Calibration(_Part):
-    """The texts that quantizers see."""
+    """The texts that quantizers and pruning see."""
 
     texts: int = Field(default=128, ge=8, le=100_000, description="How many, half queries and half documents, of the first task.")
     seed: int = Field(default=0, ge=0, description="Which of them are drawn.")
+    general: int = Field(
+        default=0,
+        ge=0,
+        le=100_000,
+        exclude_if=lambda count: count == 0,
+        description="Further English texts of no domain in particular, from WordNet, so that a pruned model keeps what the task lacks.",
+    )
 
 
 class Recipe(_Part):

@@ -16,13 +16,15 @@ from optbench.base_model import read_origin
 from optbench.encoder import ENGINE_FILE
 from optbench.errors import MachineError
 from optbench.evidence import NumbersGauge, baseline_cells, gauge_stability, make_record, time_serving, time_stages
+from optbench.layer_times import obtain_layer_times
 from optbench.machine import Isa, free_disk, full_disk_errors, read_machine
 from optbench.plan import Cache, Plan, make_plan, start_index
 from optbench.recipe import Recipe
 from optbench.record import Record, write_record
 from optbench.report.card import render_card
 from optbench.stages import Listener, calibration_texts, make_base, make_stage, sweep_staging
-from optbench.steps import ExportOnnx
+from optbench.steps import ExportOnnx, PruneStructured
+from optbench.steps.pruning.latency import LayerTimes
 from optbench.tasks import Task
 from optbench.verdict import Verdict, judge
 
@@ -91,17 +93,35 @@ def _plan(recipe: Recipe, options: Options, calibration: Sequence[str]) -> Plan:
     )
 
 
+def time_layers(recipe: Recipe, options: Options, listener: Listener | None = None) -> LayerTimes:
+    """Time the layers of a recipe's body as its further steps finish them; found in the cache the next time.
+
+    Raises:
+        MachineError: the cache folder cannot be made.
+        OptbenchError: a probe body cannot be made or timed.
+    """
+    with _folder_errors():
+        options.cache.root.mkdir(parents=True, exist_ok=True)
+    return obtain_layer_times(recipe, options.cache, listener or Silent(), calibration_texts(recipe))
+
+
+@contextmanager
+def _folder_errors() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise MachineError(f"{error.filename}: cannot be made: {error.strerror}; name another folder with --output or --cache") from error
+
+
 def apply(recipe: Recipe, options: Options, listener: Listener | None = None) -> Applied:
     """Run a recipe: base, steps, measurements, record, verdict, exported folder.
 
     Raises:
         OptbenchError: with the step named; whatever had finished is found again by the next run.
     """
-    try:
+    with _folder_errors():
         options.output.mkdir(parents=True, exist_ok=True)
         options.cache.root.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise MachineError(f"{error.filename}: cannot be made: {error.strerror}; name another folder with --output or --cache") from error
     with _locked(options.output / f".{recipe.name}.lock", recipe.name):
         return _apply_locked(recipe, options, listener or Silent())
 
@@ -134,8 +154,17 @@ def _apply_locked(recipe: Recipe, options: Options, listener: Listener) -> Appli
     stages = [base]
     numbers = [gauge.measure(base)]
     for index, step in enumerate(recipe.steps):
+        in_ms = isinstance(step, PruneStructured) and step.needs_layer_times
         stage = make_stage(
-            step, f"{index} {step.step}", stages[-1].artifact, recipe, cache, listener, calibration=calibration, force=index >= forced
+            step,
+            f"{index} {step.step}",
+            stages[-1].artifact,
+            recipe,
+            cache,
+            listener,
+            calibration=calibration,
+            force=index >= forced,
+            layer_times=obtain_layer_times(recipe, cache, listener, calibration) if in_ms else None,
         )
         stages.append(stage)
         numbers.append(gauge.measure(stage))

@@ -24,6 +24,8 @@ from optbench.plan import Cache, step_key
 from optbench.recipe import Recipe
 from optbench.steps import Step
 from optbench.steps.base import StepContext, StepReport
+from optbench.steps.pruning.latency import LayerTimes
+from optbench.tasks.general import general_texts
 from optbench.worker import Worker, peak_rss_bytes
 
 __all__ = ["Listener", "Made", "Stage", "calibration_texts", "make_base", "make_stage", "sweep_staging"]
@@ -77,12 +79,13 @@ class Stage:
 
 
 def calibration_texts(recipe: Recipe) -> list[str]:
-    """The recipe's calibration texts: its first task's, half queries and half documents, prompts in front."""
+    """The recipe's calibration texts: its first task's, half queries and half documents, prompts in front, then general ones."""
     wanted, prompts = recipe.calibration.texts, recipe.base.prompts
     drawn = recipe.tasks[0].calibration_texts(wanted, recipe.calibration.seed)
     queries = [prompts.query + query for query in drawn.queries[: wanted // 2]]
     documents = [prompts.document + document for document in drawn.documents]
-    return [*queries, *documents[: wanted - len(queries)]]
+    general = [prompts.document + text for text in general_texts(recipe.calibration.general, recipe.calibration.seed)]
+    return [*queries, *documents[: wanted - len(queries)], *general]
 
 
 def sweep_staging(cache: Cache) -> None:
@@ -144,6 +147,7 @@ def serve_step(payload: dict[str, Any], progress: Callable[[str, float | None], 
         machine=read_machine(),
         calibration_texts=payload["calibration"],
         price=price,
+        layer_times=LayerTimes.model_validate(payload["layer_times"]) if payload["layer_times"] else None,
         progress=progress,
         folder=Path(payload["folder"]),
     )
@@ -155,7 +159,16 @@ def serve_step(payload: dict[str, Any], progress: Callable[[str, float | None], 
 
 
 def make_stage(
-    step: Step, label: str, source: Artifact, recipe: Recipe, cache: Cache, listener: Listener, *, calibration: Sequence[str], force: bool
+    step: Step,
+    label: str,
+    source: Artifact,
+    recipe: Recipe,
+    cache: Cache,
+    listener: Listener,
+    *,
+    calibration: Sequence[str],
+    force: bool,
+    layer_times: LayerTimes | None = None,
 ) -> Stage:
     """Find a step's result in the cache, or run the step.
 
@@ -168,6 +181,7 @@ def make_stage(
         listener: is told.
         calibration: texts, prompts in front.
         force: run it even if the cache has it.
+        layer_times: for a step with a latency target.
 
     Raises:
         StepError: from the step, with its label in front.
@@ -175,7 +189,7 @@ def make_stage(
     """
     listener.begin(label)
     engine = recipe.engine_for(step.gives).model_dump(mode="json")
-    key = step_key(step, source.sha256, read_machine(), calibration, engine, recipe.folder)
+    key = step_key(step, source.sha256, read_machine(), calibration, engine, recipe.folder, layer_times)
     if not force:
         found = _find(cache, key, step, label)
         if found is not None:
@@ -194,6 +208,7 @@ def make_stage(
             "calibration": list(calibration) if step.needs_calibration else [],
             "lengths": list(recipe.workload.lengths),
             "folder": str(recipe.folder),
+            "layer_times": layer_times.model_dump(mode="json") if layer_times else None,
         }
         try:
             with Worker("optbench.stages:serve_step", payload) as worker:

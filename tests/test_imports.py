@@ -69,6 +69,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "record": {"measure", "recipe", "plan", "steps.base", *FOUNDATION},
     "verdict": {"record", "measure", "recipe", "plan", "boxes", "errors"},
     "stages": RUN,
+    "layer_times": RUN | {"stages"},
     "evidence": RUN | {"stages"},
     "tune": RUN | {"tune", "stages", "evidence"},
     "report": {"report", "record", "verdict", "boxes", "measure", "artifact", "errors"},
@@ -79,7 +80,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "gate": {"comparison", "record", "verdict", "measure", "report", "errors"},
     "starting": {"recipe_file", *BASE, "checkpoint", "errors"},
     "terminal": {"report"},
-    "runner": RUN | {"stages", "evidence", "tune", "report.card"},
+    "runner": RUN | {"stages", "layer_times", "evidence", "tune", "report.card"},
     "adhoc": RUN | {"stages", "evidence", "tune", "report", "runner", "tokenizer"},
 }
 # The public names, and the command line.

@@ -64,15 +64,22 @@ def plan(
     weights: WeightsOption = "real",
     base: BaseOption = None,
     from_step: FromOption = None,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Time the body's layers on this machine first (minutes, once), to foresee a pruned body's ms.")
+    ] = False,
     cache: CacheFolder = None,
     as_json: Json = False,
 ) -> None:
-    """Show which steps would run, and which are cached. Runs nothing."""
+    """Show which steps would run, which are cached, and the milliseconds that pruning is to reach. Runs no step."""
     from optbench import runner
     from optbench.recipe_file import load_recipe
 
+    loaded = load_recipe(recipe)
     options = run_options(cache, Path("exported"), weights, base, None, None, from_step)
-    _show_plan("plan", runner.plan(load_recipe(recipe), options).model_dump(mode="json"), as_json)
+    if measure:
+        with watching() as watch:
+            runner.time_layers(loaded, options, watch)
+    _show_plan("plan", runner.plan(loaded, options).model_dump(mode="json"), as_json)
 
 
 def _show_plan(command: str, document: dict[str, Any], as_json: bool) -> None:
@@ -88,7 +95,18 @@ def _show_plan(command: str, document: dict[str, Any], as_json: bool) -> None:
         for step in document["steps"]
     ]
     note = f"At most {document['missing_bytes'] / 1e9:.1f} GB of disk for what is not cached."
+    for step in document["steps"]:
+        if step["step"] == "prune_structured":
+            note += f"\n{_foreseen(step)}"
     print_tables([Table(f"Plan of {document['recipe']}", ["step", "what", "takes", "gives", "state"], rows, note)])
+
+
+def _foreseen(step: dict[str, Any]) -> str:
+    """What a plan says of a pruned body's latency."""
+    if step["predicted_ms"] is None:
+        return "Milliseconds of the pruned body: unknown until its layers are timed here, by apply or by plan --measure."
+    pairs = [f"{whole:.3g} -> {step['predicted_ms'][length]:.3g} at {length}" for length, whole in step["whole_ms"].items()]
+    return f"Foreseen ms by tokens, whole -> pruned evenly to the budget: {', '.join(pairs)}."
 
 
 def apply(

