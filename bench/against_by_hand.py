@@ -18,7 +18,6 @@ from optbench.artifact import Artifact, Kind, copy_companions, open_artifact
 from optbench.encoder import choose_engine
 from optbench.engines import OnnxRuntime, OpenVino
 from optbench.measure.latency import Cell, measure_latency
-from optbench.measure.statistics import ratio_interval
 from optbench.plan import Cache
 from optbench.recipe import Recipe
 from optbench.recipe_file import load_recipe
@@ -97,7 +96,7 @@ def main() -> None:
     mine, *others = timings
     for length in lengths:
         best = min(others, key=lambda timing: timing.median_ms(length))
-        ratio = ratio_interval(mine.samples_ns[length], best.samples_ns[length])
+        ratio = best.times_as_fast_as(mine, length)
         print(f"{length:4} tokens: {mine.median_ms(length):.2f} ms, {ratio.point:.3f} ({ratio.low:.3f}..{ratio.high:.3f}) of {best.label}")
 
 

@@ -9,10 +9,9 @@ from pydantic import BaseModel, ConfigDict
 
 from optbench.artifact import open_artifact
 from optbench.boxes import matching_box
-from optbench.checkpoint import read_prompts
 from optbench.encoder import choose_engine, load
-from optbench.errors import EngineError, TaskError
-from optbench.evidence import sample_texts, timing_warnings
+from optbench.errors import EngineError
+from optbench.evidence import query_rows, sample_texts, timing_warnings
 from optbench.machine import Isa, Machine
 from optbench.measure.accuracy import AccuracyResult, accuracy_change, measure_accuracy
 from optbench.measure.concurrency import run_scenarios
@@ -21,14 +20,13 @@ from optbench.measure.environment import check_environment
 from optbench.measure.latency import Cell, Timing, measure_latency
 from optbench.measure.scenario_report import ScenarioReport
 from optbench.measure.stability import Stability, measure_stability
-from optbench.measure.statistics import percentile_interval, ratio_interval
+from optbench.measure.statistics import percentile_interval
 from optbench.plan import Cache
-from optbench.recipe import Recipe
+from optbench.recipe import Recipe, Scenarios
 from optbench.record import newest_record
 from optbench.report.table import Table
 from optbench.stages import Listener
-from optbench.tasks import PairData, RetrievalData, Task
-from optbench.tokenizer import encode_batch, load_tokenizer
+from optbench.tasks import Task
 from optbench.tune.floor import Peaks, ProbeResult, floor_ms
 
 __all__ = [
@@ -36,6 +34,7 @@ __all__ = [
     "RecipeFloor",
     "floors_of_recipes",
     "machine_table",
+    "measure_artifact_scenarios",
     "measure_artifact_stability",
     "measure_artifacts",
 ]
@@ -58,7 +57,7 @@ class Measured(BaseModel):
         for timing in self.timings:
             cells, spread = [], []
             for length in lengths:
-                ratio = ratio_interval(first.samples_ns[length], timing.samples_ns[length])
+                ratio = timing.times_as_fast_as(first, length)
                 cells.append(f"{timing.median_ms(length):.2f}" + ("" if timing is first else f" ({ratio.point:.2f}x)"))
                 samples = [ns / 1e6 for block in timing.samples_ns[length] for ns in block]
                 spread.append(" / ".join(f"{percentile_interval(samples, q).point:.2f}" for q in (90, 99)))
@@ -227,9 +226,7 @@ def measure_artifact_stability(
 def measure_artifact_scenarios(
     folder: Path,
     tasks: Sequence[Task],
-    rate: float | None,
-    limit_ms: float | None,
-    seconds: float,
+    wanted: Scenarios,
     isa: Isa | None,
     progress: Callable[[str, float | None], None],
 ) -> ScenarioReport:
@@ -240,15 +237,5 @@ def measure_artifact_scenarios(
         TaskError: the tasks have no queries.
     """
     artifact = open_artifact(folder)
-    queries = [query for task in tasks for query in _queries(task.load())]
-    if not queries:
-        raise TaskError("scenarios: the tasks have no queries; name one that has, such as --task retail")
-    tokenizer, prompt = load_tokenizer(folder), read_prompts(folder).query
-    rows = [encode_batch(tokenizer, [prompt + query])[0][0] for query in queries]
-    return run_scenarios(
-        artifact, choose_engine(artifact, None, {}), rows, rate=rate, limit_ms=limit_ms, seconds=seconds, isa=isa, progress=progress
-    )
-
-
-def _queries(data: RetrievalData | PairData) -> list[str]:
-    return list(data.queries.values()) if isinstance(data, RetrievalData) else list(data.first)
+    rows = query_rows(artifact, [task.load() for task in tasks])
+    return run_scenarios(artifact, choose_engine(artifact, None, {}), rows, **dict(wanted), isa=isa, progress=progress)

@@ -14,20 +14,12 @@ from collections.abc import Mapping, Sequence
 from statistics import NormalDist, fmean
 from typing import Literal
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from optbench.errors import RecordError
 from optbench.measure.accuracy import AccuracyResult, accuracy_change
 from optbench.measure.latency import Timing
-from optbench.measure.statistics import (
-    Change,
-    Interval,
-    percentile_interval,
-    round_ratios,
-    unpaired_ratio_interval,
-)
+from optbench.measure.statistics import Change, Interval, ratio_observations, unpaired_ratio_interval
 from optbench.record import Record, check_comparable
 from optbench.report.table import Table
 from optbench.tune.floor import Peaks, WeightFormat, floor_ms
@@ -119,8 +111,20 @@ class Pair:
     def speed(self, length: int, *, deviation: float | None = None) -> Interval:
         """How many times as fast the new artifact is."""
         baseline = self.baseline(length)
-        speedups = [_speedup(record, baseline, _final_timing(record), length) for record in (self.new, self.old)]
-        return unpaired_ratio_interval(*speedups, deviation=self.deviation if deviation is None else deviation)
+        new, old = _final_timing(self.new), _final_timing(self.old)
+        return self._moved(baseline, new, old, length, self.deviation if deviation is None else deviation)
+
+    def _moved(self, baseline: str, new: Timing, old: Timing, length: int, deviation: float = 0.0) -> Interval:
+        """By how many times a model became faster against a baseline from the old run to the new."""
+        # A record of one process a model has only rounds to show.
+        by_processes = min(new.processes, old.processes) > 1
+        speedups = [
+            ratio_observations(
+                record.timing(baseline).samples_ns[length], timing.samples_ns[length], processes=timing.processes if by_processes else 1
+            )
+            for record, timing in ((self.new, new), (self.old, old))
+        ]
+        return unpaired_ratio_interval(*speedups, of="processes" if by_processes else "rounds", deviation=deviation)
 
     def notes(self) -> list[str]:
         """What a reader should know before believing the ratios."""
@@ -163,9 +167,7 @@ class Pair:
             reference = self.baseline(length)
             for label in self.controls:
                 if label != reference:
-                    moved = unpaired_ratio_interval(
-                        *(_speedup(record, reference, record.timing(label), length) for record in (self.new, self.old))
-                    )
+                    moved = self._moved(reference, self.new.timing(label), self.old.timing(label), length)
                     error = math.log(moved.high / moved.low) / 2 / NormalDist().inv_cdf((1 + moved.confidence) / 2)
                     excess.append(math.log(moved.point) ** 2 - error**2)
         return math.sqrt(max(0.0, fmean(excess))) if excess else 0.0
@@ -175,10 +177,6 @@ def _final_timing(record: Record) -> Timing:
     if record.final.timing is None:
         raise RecordError(f"record of {record.created}: its final artifact was not timed; measure it with optbench apply")
     return record.timing(record.final.timing)
-
-
-def _speedup(record: Record, baseline: str, timing: Timing, length: int) -> NDArray[np.float64]:
-    return round_ratios(record.timing(baseline).samples_ns[length], timing.samples_ns[length])
 
 
 def check_alike(records: Sequence[Record], normalize: Normalize) -> None:
@@ -230,7 +228,7 @@ def compare(
     entries = []
     for index, record in enumerate(records):
         timing, lengths = _final_timing(record), sorted(record.recipe.workload.lengths)
-        ms = {length: _milliseconds(timing, length) for length in lengths}
+        ms = {length: timing.typical_ms(length) for length in lengths}
         floors = _floors(record, peaks or {}, floor_format) if normalize == "floor" else {}
         if normalize == "floor":
             relative = {length: _scaled(ms[length], 1 / floors[length]) for length in lengths}
@@ -252,11 +250,6 @@ def compare(
             )
         )
     return Comparison(normalize=normalize, entries=tuple(entries), notes=tuple(note for pair in pairs for note in pair.notes()))
-
-
-def _milliseconds(timing: Timing, length: int) -> Interval:
-    """Runs within a round are not independent: the round medians are the observations."""
-    return percentile_interval([float(np.median(block)) / 1e6 for block in timing.samples_ns[length]], 50)
 
 
 def _scaled(interval: Interval, factor: float) -> Interval:

@@ -11,14 +11,17 @@ from numpy.typing import NDArray
 
 import optbench
 from optbench.artifact import Artifact, Weights
+from optbench.checkpoint import read_prompts
 from optbench.engines import Engine, OnnxRuntime, OpenVino, Torch
-from optbench.errors import EngineError, StepError
+from optbench.errors import EngineError, StepError, TaskError
 from optbench.machine import Isa, read_machine, usable_threads
 from optbench.measure.accuracy import AccuracyResult, measure_accuracy
+from optbench.measure.concurrency import run_scenarios
 from optbench.measure.encoding import TextEncoder
 from optbench.measure.environment import check_environment
 from optbench.measure.fidelity import Fidelity, measure_fidelity
 from optbench.measure.latency import Cell, ServingTimes, Timing, measure_latency, measure_serving
+from optbench.measure.scenario_report import ScenarioReport
 from optbench.measure.stability import Stability, measure_stability
 from optbench.measure.statistics import noise_doubts
 from optbench.plan import Cache, library_versions
@@ -26,6 +29,7 @@ from optbench.recipe import Recipe
 from optbench.record import Point, Record
 from optbench.stages import Listener, Stage
 from optbench.tasks import PairData, RetrievalData, Task
+from optbench.tokenizer import encode_batch, load_tokenizer
 
 __all__ = [
     "Numbers",
@@ -33,7 +37,9 @@ __all__ = [
     "baseline_cells",
     "gauge_stability",
     "make_record",
+    "query_rows",
     "sample_texts",
+    "serve_scenarios",
     "time_serving",
     "time_stages",
     "timing_warnings",
@@ -187,7 +193,13 @@ def time_stages(
     listener.begin("latency")
     workload = recipe.workload
     timings = measure_latency(
-        list(cells.values()), workload.lengths, batch=workload.batch, rounds=workload.rounds, isa=isa, progress=listener.update
+        list(cells.values()),
+        workload.lengths,
+        batch=workload.batch,
+        rounds=workload.rounds,
+        processes=workload.processes,
+        isa=isa,
+        progress=listener.update,
     )
     listener.end(f"{len(timings)} models at {len(workload.lengths)} lengths, {workload.rounds} rounds")
     return labels, timings, warnings
@@ -199,7 +211,7 @@ def timing_warnings(timings: Sequence[Timing]) -> list[str]:
     for timing in timings:
         doubts: dict[str, list[int]] = {}
         for length, blocks in timing.samples_ns.items():
-            for doubt in noise_doubts(blocks):
+            for doubt in noise_doubts(blocks, timing.processes):
                 doubts.setdefault(doubt, []).append(length)
         for length in timing.unstable:
             doubts.setdefault("warm-up ended without the runs agreeing", []).append(length)
@@ -254,6 +266,31 @@ def gauge_stability(
     return stability
 
 
+def query_rows(artifact: Artifact, data: Sequence[RetrievalData | PairData]) -> list[NDArray[np.int64]]:
+    """The token ids of every real query with its prompt, (tokens,) each, as a service would send them.
+
+    Raises:
+        TaskError: the tasks have no queries.
+    """
+    queries = [text for each in data for text in (each.queries.values() if isinstance(each, RetrievalData) else each.first)]
+    if not queries:
+        raise TaskError("scenarios: the tasks have no queries; name one that has, such as --task retail")
+    tokenizer, prompt = load_tokenizer(artifact.path), read_prompts(artifact.path).query
+    return [encode_batch(tokenizer, [prompt + query])[0][0] for query in queries]
+
+
+def serve_scenarios(stage: Stage, recipe: Recipe, gauge: NumbersGauge, isa: Isa | None, listener: Listener) -> ScenarioReport | None:
+    """The final artifact under a service's load; None where the recipe does not ask for it, or the engine refuses `isa`."""
+    wanted, engine = recipe.scenarios, recipe.engine_for(stage.artifact.kind)
+    if wanted is None or _refuses(engine, isa):
+        return None
+    listener.begin("scenarios")
+    rows = query_rows(stage.artifact, gauge.data)
+    report = run_scenarios(stage.artifact, engine, rows, **dict(wanted), isa=isa, progress=listener.update)
+    listener.end(f"{len(report.models)} concurrency models, p99 limit {report.limit_ms:.3g} ms")
+    return report
+
+
 def make_record(
     recipe: Recipe,
     base: str,
@@ -263,11 +300,13 @@ def make_record(
     baselines: Sequence[Cell],
     serving: ServingTimes | None,
     stability: Stability | None,
+    scenarios: ScenarioReport | None,
     isa: Isa | None,
     warnings: Sequence[str],
 ) -> Record:
     """Put a run's measurements into a record."""
     labels, timings, untimed = timed
+    loaded = [f"scenarios: {note}" for note in scenarios.notes] if scenarios else []
     random = ["the weights are random: latency is true, accuracy means nothing"] if stages[0].artifact.weights == "random" else []
     points = []
     for stage, number in zip(stages, numbers, strict=True):
@@ -307,5 +346,6 @@ def make_record(
         baselines=tuple(cell.label for cell in baselines if cell.label in timed_labels),
         serving=serving,
         stability=stability,
-        warnings=(*random, *warnings, *untimed, *timing_warnings(timings)),
+        scenarios=scenarios,
+        warnings=(*random, *warnings, *untimed, *timing_warnings(timings), *loaded),
     )

@@ -8,7 +8,8 @@ from pydantic import BaseModel, ConfigDict
 from optbench.comparison import Pair, check_alike, percent_cells, unlike_results
 from optbench.errors import MeasureError
 from optbench.measure.accuracy import accuracy_change
-from optbench.measure.statistics import Change, Interval, further_queries, further_rounds
+from optbench.measure.settling import further
+from optbench.measure.statistics import Change, Interval
 from optbench.record import Record
 from optbench.report.table import Table
 from optbench.verdict import Outcome
@@ -28,7 +29,7 @@ class Check(_Part):
         outcome: pass, fail or inconclusive.
         change: relative: +0.10 is 10 % more time, -0.01 is 1 % less accuracy; None where nothing could be compared.
         limit: the change that is just allowed, in the same terms.
-        further: rounds or queries that would probably settle it; None where it is settled or no number would.
+        further: processes, rounds or queries that would probably settle it; None where it is settled or no number would.
         reason: in words.
     """
 
@@ -100,17 +101,15 @@ def _latency_check(pair: Pair, length: int, limit: float) -> Check:
             reason = "nothing changed: the artifact, its engine and the libraries are the same, so this is what two runs differ by here"
             return Check(about=about, outcome=Outcome.INCONCLUSIVE, change=change, limit=limit, reason=reason)
         return Check(about=about, outcome=Outcome.FAIL, change=change, limit=limit, reason="the whole interval is beyond the limit")
-    further = further_rounds(_slowdown(pair.speed(length, deviation=0.0)), limit)
+    more: int | None = further(_slowdown(pair.speed(length, deviation=0.0)), limit)
     # Rounds narrow what differs from round to round; what differs from run to run stays.
     stays = pair.deviation * NormalDist().inv_cdf(0.975)
-    if further == 0 or (change.bounded and pair.deviation > 0 and stays >= abs(math.log((1 + change.point) / (1 + limit)))):
-        further, reason = None, "the two runs differ by more than the artifacts may; measure both again on a quieter machine"
-    elif further is None:
-        reason = "the change is too near the limit for any number of rounds to tell"
+    if more == 0 or (change.bounded and pair.deviation > 0 and stays >= abs(math.log((1 + change.point) / (1 + limit)))):
+        more, reason = None, "the two runs differ by more than the artifacts may; measure both again on a quieter machine"
     else:
         found = "the interval spans the limit" if change.bounded else f"{change.n} rounds are too few for an interval"
-        reason = f"{found}; about {further} more rounds in both would probably tell"
-    return Check(about=about, outcome=Outcome.INCONCLUSIVE, change=change, limit=limit, further=further, reason=reason)
+        reason = f"{found}; about {more} more {change.of} in both would probably tell"
+    return Check(about=about, outcome=Outcome.INCONCLUSIVE, change=change, limit=limit, further=more, reason=reason)
 
 
 def _nothing_changed(old: Record, new: Record) -> bool:
@@ -144,17 +143,15 @@ def _accuracy_checks(old: Record, new: Record, limit: float) -> list[Check]:
 
 
 def _accuracy_check(about: str, change: Change, limit: float) -> Check:
-    further = None
+    more = None
     if change.low >= -limit:
         outcome, reason = Outcome.PASS, "the whole interval is within the limit"
     elif change.high < -limit:
         outcome, reason = Outcome.FAIL, "the whole interval is beyond the limit"
     else:
-        outcome, further = Outcome.INCONCLUSIVE, further_queries(change, -limit)
-        reason = "the loss is too near the limit for any number of queries to tell"
-        if further is not None:
-            reason = f"the interval spans the limit; about {further} more queries would probably tell"
-    return Check(about=about, outcome=outcome, change=change, limit=-limit, further=further, reason=reason)
+        outcome, more = Outcome.INCONCLUSIVE, further(change, -limit)
+        reason = f"the interval spans the limit; about {more} more queries would probably tell"
+    return Check(about=about, outcome=outcome, change=change, limit=-limit, further=more, reason=reason)
 
 
 def gate_table(result: GateResult) -> Table:

@@ -18,7 +18,7 @@ from optbench.measure.stability import Changes
 from optbench.steps import Step
 from optbench.tasks import Retail, Task
 
-__all__ = ["Fidelity", "Recipe", "StabilityFloor", "Targets", "Workload", "recipe_schema"]
+__all__ = ["Fidelity", "Recipe", "Scenarios", "StabilityFloor", "Targets", "Workload", "recipe_schema"]
 
 Tokens = Annotated[int, Field(ge=1, le=100_000)]
 
@@ -65,7 +65,13 @@ class Workload(_Part):
     )
     batch: int = Field(default=1, ge=1, le=1024, description="Texts in one call.")
     threads: int | None = Field(default=None, ge=1, le=1024, description="What affinity and cgroup quota allow when left out.")
-    rounds: int = Field(default=15, ge=3, le=1000, description="Rounds of the interleaved timing; each engine is timed once a round.")
+    rounds: int = Field(default=18, ge=3, le=1000, description="Rounds of the interleaved timing; each engine is timed once a round.")
+    processes: int = Field(
+        default=6,
+        ge=1,
+        le=1000,
+        description="How often each model is opened in a fresh process; the rounds are shared out among these.",
+    )
 
     @model_validator(mode="after")
     def _judged_are_measured(self) -> Self:
@@ -101,6 +107,20 @@ class StabilityFloor(_Part):
     isas: tuple[Isa, ...] = Field(default=(), description="Smaller instruction sets to compare with, where the engine can be held to them.")
 
 
+class Scenarios(_Part):
+    """Latency as a service sees it, of the result, under MLPerf's names: single stream, server, offline."""
+
+    rate: float | None = Field(default=None, gt=0, description="Queries a second to run the server scenario at, beside the search.")
+    limit_ms: float | None = Field(
+        default=None, gt=0, description="p99 limit of the search for the highest rate; four times the single stream's when left out."
+    )
+    seconds: float = Field(default=10.0, ge=0.1, le=600, description="Of each run; all together take 20 to 40 times as long.")
+    lengths: tuple[Tokens, ...] = Field(default=(), description="Fixed token lengths to run the single stream at, beside real queries.")
+    batches: tuple[Annotated[int, Field(ge=1, le=1024)], ...] = Field(
+        default=(1, 8, 32), description="Batch sizes of the offline scenario."
+    )
+
+
 class Calibration(_Part):
     """The texts that quantizers and pruning see."""
 
@@ -130,6 +150,7 @@ class Recipe(_Part):
     workload: Workload = Field(default=Workload(), description="Token lengths, batch, threads and rounds of the timing.")
     fidelity: Fidelity = Field(default=Fidelity(), description="How far a step may move the embeddings.")
     stability: StabilityFloor | None = Field(default=None, description="A floor for how far surroundings may move an embedding.")
+    scenarios: Scenarios | None = Field(default=None, description="Latency under a service's load; it takes minutes, so it is left out.")
     calibration: Calibration = Field(default=Calibration(), description="How many texts quantizers see, and which.")
     tasks: tuple[Task, ...] = Field(
         default=(Retail(task="retail"),), min_length=1, description="What accuracy is measured on; the first gives calibration texts."

@@ -2,7 +2,8 @@
 
 Schema history:
     1  first: points, timings with raw nanoseconds, accuracy per query, serving times, machine, libraries, warnings.
-    2  adds, each optional: accuracy of queries alone against an fp32 index, stability of the embeddings, serving scenarios.
+    2  adds, each optional: accuracy of queries alone against an fp32 index, stability of the embeddings, serving scenarios,
+       how many processes each model was timed in (records of schema 1: one, unless they say otherwise).
        Records of schema 1 are read as they are.
 """
 
@@ -22,6 +23,7 @@ from optbench.machine import Isa, Machine
 from optbench.measure.accuracy import AccuracyResult
 from optbench.measure.fidelity import Fidelity
 from optbench.measure.latency import ServingTimes, Timing
+from optbench.measure.scenario_report import ScenarioReport
 from optbench.measure.stability import Stability
 from optbench.recipe import Recipe
 from optbench.steps.base import StepReport
@@ -93,6 +95,7 @@ class Record(_Part):
         baselines: labels of the timings that are fp32 baselines.
         serving: the final artifact on the tasks' real queries.
         stability: of the final artifact's embeddings, where the recipe asks for it.
+        scenarios: the final artifact under a service's load, where the recipe asks for it.
         warnings: what a reader must know before believing a figure.
     """
 
@@ -112,6 +115,7 @@ class Record(_Part):
     baselines: tuple[str, ...]
     serving: ServingTimes | None
     stability: Stability | None = None
+    scenarios: ScenarioReport | None = None
     warnings: tuple[str, ...]
 
     def timing(self, label: str) -> Timing:

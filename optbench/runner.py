@@ -15,7 +15,15 @@ from optbench.artifact import Artifact, Kind, Weights, seal
 from optbench.base_model import read_origin
 from optbench.encoder import ENGINE_FILE
 from optbench.errors import MachineError
-from optbench.evidence import NumbersGauge, baseline_cells, gauge_stability, make_record, time_serving, time_stages
+from optbench.evidence import (
+    NumbersGauge,
+    baseline_cells,
+    gauge_stability,
+    make_record,
+    serve_scenarios,
+    time_serving,
+    time_stages,
+)
 from optbench.layer_times import obtain_layer_times
 from optbench.machine import Isa, free_disk, full_disk_errors, read_machine
 from optbench.plan import Cache, Plan, make_plan, start_index
@@ -176,9 +184,10 @@ def _apply_locked(recipe: Recipe, options: Options, listener: Listener) -> Appli
     timed = time_stages(recipe, stages, baselines, options.isa, listener)
     serving = time_serving(stages[-1], recipe, gauge, options.isa, listener)
     stability = gauge_stability(stages[-1], recipe, gauge, cache, options.isa, listener)
+    scenarios = serve_scenarios(stages[-1], recipe, gauge, options.isa, listener)
     source = options.base or ("random" if options.weights == "random" else recipe.base.source)
     warnings = [*read_origin(base.artifact.path).warnings, *gauge.warnings]
-    record = make_record(recipe, source, stages, numbers, timed, baselines, serving, stability, options.isa, warnings)
+    record = make_record(recipe, source, stages, numbers, timed, baselines, serving, stability, scenarios, options.isa, warnings)
     verdict = judge(record)
     listener.begin("export")
     folder = export_artifact(stages[-1].artifact, record, verdict, options.output)

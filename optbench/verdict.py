@@ -5,13 +5,13 @@ inconclusive, and says so rather than guess.
 """
 
 from enum import StrEnum
-from statistics import median
 
 from pydantic import BaseModel, ConfigDict
 
 from optbench.boxes import matching_box
 from optbench.measure.accuracy import AccuracyResult, accuracy_change
-from optbench.measure.statistics import Interval, further_queries, further_rounds, percentile_interval, ratio_interval
+from optbench.measure.settling import further
+from optbench.measure.statistics import Interval
 from optbench.record import Record
 
 __all__ = ["Finding", "Outcome", "Verdict", "fastest_baseline", "judge"]
@@ -67,16 +67,8 @@ class Verdict(BaseModel):
         return {Outcome.PASS: 0, Outcome.FAIL: 1}.get(self.outcome, 3)
 
 
-def _at_least(about: str, interval: Interval, limit: float, unit: str, further: int | None) -> Finding:
-    """A finding whose value should be no less than the limit.
-
-    Args:
-        about: what is judged.
-        interval: of the value.
-        limit: what is wanted.
-        unit: of both.
-        further: rounds or queries that would probably settle it; None where no number would.
-    """
+def _at_least(about: str, interval: Interval, limit: float, unit: str) -> Finding:
+    """A finding whose value should be no less than the limit; `unit` is that of both."""
     if not interval.bounded:
         outcome, reason = Outcome.INCONCLUSIVE, f"{interval.n} rounds are too few for an interval: measure at least 6"
     elif interval.low >= limit:
@@ -84,10 +76,7 @@ def _at_least(about: str, interval: Interval, limit: float, unit: str, further: 
     elif interval.high < limit:
         outcome, reason = Outcome.FAIL, "the whole interval misses the target"
     else:
-        what = "queries" if unit == "relative change" else "rounds"
-        more = (
-            f"about {further} further {what} would probably settle it" if further else f"no number of further {what} is likely to settle it"
-        )
+        more = f"about {further(interval, limit)} further {interval.of} would probably settle it"
         outcome, reason = Outcome.INCONCLUSIVE, f"the interval spans the target; {more}"
     return Finding(
         about=about, outcome=outcome, value=interval.point, low=interval.low, high=interval.high, limit=limit, unit=unit, reason=reason
@@ -109,19 +98,16 @@ def _latency_findings(record: Record) -> tuple[str, list[Finding]]:
     findings = []
     for length in record.recipe.workload.judged:
         if on_box and targets.latency_ms is not None:
-            # Runs within a round are not independent: the round medians are the observations.
-            interval = percentile_interval([median(block) / 1e6 for block in candidate.samples_ns[length]], 50)
+            interval = candidate.typical_ms(length)
             # Less is better: turn the signs to use the one rule.
             turned = interval.model_copy(update={"point": -interval.point, "low": -interval.high, "high": -interval.low})
-            further = further_rounds(turned, -targets.latency_ms)
-            finding = _at_least(f"p50 at {length} tokens", turned, -targets.latency_ms, "ms", further)
+            finding = _at_least(f"p50 at {length} tokens", turned, -targets.latency_ms, "ms")
             true = {"value": interval.point, "low": interval.low, "high": interval.high, "limit": targets.latency_ms}
             findings.append(finding.model_copy(update=true))
             continue
         label = fastest_baseline(record, length)
-        ratio = ratio_interval(record.timing(label).samples_ns[length], candidate.samples_ns[length])
-        further = further_rounds(ratio, targets.speedup)
-        findings.append(_at_least(f"over {label}, {length} tokens", ratio, targets.speedup, "x", further))
+        ratio = candidate.times_as_fast_as(record.timing(label), length)
+        findings.append(_at_least(f"over {label}, {length} tokens", ratio, targets.speedup, "x"))
     if on_box:
         return f"milliseconds, on box {targets.box}", findings
     return f"the ratio to the fastest fp32 engine, as this machine is not box {targets.box}", findings
@@ -136,7 +122,7 @@ def _accuracy_findings(record: Record) -> list[Finding]:
 def _accuracy_finding(base: AccuracyResult, candidate: AccuracyResult, limit: float) -> Finding:
     change = accuracy_change(base, candidate)
     about = f"{candidate.main_metric} on {candidate.task}"
-    return _at_least(about, change, -limit, "relative change", further_queries(change, -limit))
+    return _at_least(about, change, -limit, "relative change")
 
 
 def _stability_findings(record: Record) -> list[Finding]:

@@ -164,6 +164,7 @@ def make_record() -> Callable[..., Record]:
         candidate_ms: float = 36.0,
         spread: float = 0.01,
         rounds: int = 15,
+        processes: int = 1,
         accuracy: tuple[dict[str, float], dict[str, float]] | None = None,
         weights: Weights = "real",
         **changes: Any,
@@ -186,6 +187,7 @@ def make_record() -> Callable[..., Record]:
                 warm_runs={},
                 unstable=(),
                 samples_ns=samples,
+                processes=processes,
             )
 
         def result(values: dict[str, float]) -> AccuracyResult:

@@ -25,10 +25,10 @@ def noisy_queries(loss: float, noise: float, count: int) -> tuple[dict[str, floa
     return {str(i): float(v) for i, v in enumerate(before)}, {str(i): float(v) for i, v in enumerate(after)}
 
 
-def outcomes(record: Record, slower: float, limit: float, **noise: float) -> Counter[Outcome]:
+def outcomes(record: Record, slower: float, limit: float, runs: int = RUNS, **noise: float) -> Counter[Outcome]:
     """What the checks of many pairs of runs come to, all lengths together."""
     found: Counter[Outcome] = Counter()
-    for seed in range(RUNS):
+    for seed in range(runs):
         pair = rerun(record, 2 * seed, **noise), rerun(record, 2 * seed + 1, slower=slower, day=1.1, **noise)
         found.update(check.outcome for check in gate(*pair, latency_limit=limit).checks)
     return found
@@ -77,6 +77,16 @@ def test_tenth_is_caught_nearly_always_on_quiet_data_and_no_change_never(make_re
     checks = RUNS * len(record.recipe.workload.lengths)
     assert outcomes(record, 0.10, 0.05, spread=0.01)[Outcome.FAIL] / checks > 0.95
     assert outcomes(record, 0.0, 0.05, spread=0.01)[Outcome.FAIL] == 0
+
+
+def test_processes_that_differ_are_no_regression_and_a_tenth_is_still_caught(make_record: MakeRecord) -> None:
+    # All lengths share a process's luck, so runs and not checks are independent.
+    record = make_record(spread=0, rounds=18, processes=6)
+    runs = 15
+    allowed = 0.025 + 3 * (0.025 * 0.975 / runs) ** 0.5
+    checks = runs * len(record.recipe.workload.lengths)
+    assert outcomes(record, 0.05, 0.05, runs, luck=0.03)[Outcome.FAIL] / checks <= allowed
+    assert outcomes(record, 0.10, 0.05, runs, luck=0.01)[Outcome.FAIL] / checks > 0.8
 
 
 def test_noisy_runs_are_inconclusive_and_not_a_lucky_number(make_record: MakeRecord) -> None:

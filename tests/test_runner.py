@@ -60,7 +60,7 @@ base:
   max_tokens: 64
 targets: {{speedup_min: 0.001, accuracy_loss_max: 0.5}}
 steps:
-{steps}workload: {{lengths: [8, 16], rounds: 6}}
+{steps}workload: {{lengths: [8, 16], rounds: 6, processes: 2}}
 calibration: {{texts: 16}}
 fidelity: {{cosine_mean_min: 0.9, cosine_min: 0.5, texts: 32}}
 stability: {{cosine_min: 0.99, texts: 16, changes: [order, padding, batch]}}

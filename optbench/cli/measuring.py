@@ -17,7 +17,7 @@ def measure(
     engine: Annotated[str | None, typer.Option("--engine", help="Engine settings as JSON, or an engine's name.")] = None,
     lengths: Annotated[str, typer.Option("--lengths", help="Token lengths, comma-separated.")] = "8,16,32,64,128",
     batch: Annotated[int, typer.Option("--batch", min=1)] = 1,
-    rounds: Annotated[int, typer.Option("--rounds", min=3)] = 15,
+    rounds: Annotated[int, typer.Option("--rounds", min=3)] = 18,
     task: TaskOption = None,
     isa: IsaOption = None,
     cache: CacheFolder = None,
@@ -29,7 +29,7 @@ def measure(
     options = run_options(cache, Path("exported"), "real", None, task, isa, None)
     with watching() as watch:
         measured = measure_artifacts(
-            artifacts, engine, _parse_lengths(lengths), batch, rounds, options.tasks, options.cache, options.isa, watch
+            artifacts, engine, _parse_numbers(lengths, "--lengths"), batch, rounds, options.tasks, options.cache, options.isa, watch
         )
     if as_json:
         print_json("measure", **measured.model_dump(mode="json"))
@@ -38,10 +38,10 @@ def measure(
         print_warnings(measured.warnings)
 
 
-def _parse_lengths(text: str) -> tuple[int, ...]:
+def _parse_numbers(text: str, option: str) -> tuple[int, ...]:
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() and int(part) >= 1 for part in parts):
-        raise typer.BadParameter(f"{text!r}: give whole numbers from 1, separated by commas, such as 8,16,32", param_hint="--lengths")
+        raise typer.BadParameter(f"{text!r}: give whole numbers from 1, separated by commas, such as 8,16,32", param_hint=option)
     return tuple(dict.fromkeys(int(part) for part in parts))
 
 
@@ -101,20 +101,30 @@ def scenarios(
         float | None, typer.Option(min=0.001, help="Queries a second that arrive at random; the highest is searched for.")
     ] = None,
     limit_ms: Annotated[float | None, typer.Option(min=0.001, help="The p99 to keep; four single-stream p99 when left out.")] = None,
-    seconds: Annotated[float, typer.Option(min=0.1, help="How long each run lasts.")] = 10.0,
+    seconds: Annotated[float, typer.Option(min=0.1, max=600, help="How long each run lasts.")] = 10.0,
+    lengths: Annotated[str, typer.Option("--lengths", help="Fixed token lengths to run the single stream at, too.")] = "",
+    batches: Annotated[str, typer.Option("--batches", help="Batch sizes of the offline scenario.")] = "1,8,32",
     task: TaskOption = None,
     isa: IsaOption = None,
     as_json: Json = False,
 ) -> None:
     """Latency as services see it: single stream, server with random arrivals, offline; one session or many."""
     from optbench.adhoc import measure_artifact_scenarios
+    from optbench.recipe import Scenarios
     from optbench.report.table import Table
     from optbench.tasks import Retail, parse_task
 
     chosen = [parse_task(each) for each in task or []] or [Retail()]
+    wanted = Scenarios(
+        rate=rate,
+        limit_ms=limit_ms,
+        seconds=seconds,
+        lengths=_parse_numbers(lengths, "--lengths") if lengths else (),
+        batches=_parse_numbers(batches, "--batches"),
+    )
     with watching() as watch:
         watch.begin("scenarios")
-        result = measure_artifact_scenarios(artifact, chosen, rate, limit_ms, seconds, isa, watch.update)
+        result = measure_artifact_scenarios(artifact, chosen, wanted, isa, watch.update)
         watch.end("done")
     if as_json:
         print_json("scenarios", **result.model_dump(mode="json"))

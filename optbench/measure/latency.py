@@ -24,10 +24,21 @@ from optbench.checkpoint import read_body
 from optbench.engines import Engine
 from optbench.machine import Isa
 from optbench.measure.footprint import MemorySample, read_memory
-from optbench.measure.statistics import ratio_interval
+from optbench.measure.statistics import Interval, process_rounds, ratio_interval, typical_interval
 from optbench.worker import Worker
 
-__all__ = ["Cell", "ServingTimes", "Timing", "measure_latency", "measure_serving", "price_folders"]
+__all__ = [
+    "Cell",
+    "RoundTimes",
+    "ServingTimes",
+    "Timing",
+    "answer_rounds",
+    "measure_latency",
+    "measure_serving",
+    "price_folders",
+    "random_inputs",
+    "time_in_rounds",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +54,9 @@ WARM_SECONDS_MAX = 4.0
 SETTLE_SECONDS = 0.03
 # Where a process's memory happens to lie can make it slower for its whole life: all-MiniLM-L6-v2 at 8 tokens took 0.45 ms in one and
 # 0.68 ms in another, in every round. So each model is opened anew some times within a run, and the interval holds that too.
-PROCESSES = 3
+PROCESSES = 6
+# A second run of a length finds its arena grown and its kernels chosen; how long the first process took to settle is on record.
+WARM_RUNS_AGAIN = 2
 # Distinct inputs, so that no run finds exactly the last one's rows in the cache.
 DISTINCT_INPUTS = 8
 SERVING_REPEATS = 5
@@ -61,34 +74,54 @@ class Cell(BaseModel):
     engine: Engine
 
 
-class Timing(BaseModel):
+class RoundTimes(BaseModel):
+    """What was measured of one model.
+
+    Attributes:
+        load_ms: opening the model, files in the page cache or not as it happened to be.
+        memory: of its process at the end, all lengths having run.
+        warm_runs: untimed runs before the clock started, by length.
+        unstable: lengths at which warm-up ended without the runs agreeing.
+        samples_ns: by length, one tuple a round, raw nanoseconds of each run.
+        processes: how many processes it was opened in, one after the other; the rounds are shared out among them.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    load_ms: float
+    memory: MemorySample
+    warm_runs: dict[int, int]
+    unstable: tuple[int, ...]
+    samples_ns: dict[int, tuple[tuple[int, ...], ...]]
+    processes: int = 1
+
+    def median_ms(self, length: int) -> float:
+        """The typical latency in milliseconds: `typical_ms`, or the median over all runs where there was one process."""
+        if self.processes > 1:
+            return self.typical_ms(length).point
+        return float(np.median([ns for block in self.samples_ns[length] for ns in block])) / 1e6
+
+    def typical_ms(self, length: int) -> Interval:
+        """The typical latency in milliseconds with its 95 % interval over the processes."""
+        return typical_interval([np.array(block) / 1e6 for block in self.samples_ns[length]], processes=self.processes)
+
+    def times_as_fast_as(self, other: "RoundTimes", length: int) -> Interval:
+        """By how many times this one was faster than another of the same run, with its 95 % interval over the processes."""
+        return ratio_interval(other.samples_ns[length], self.samples_ns[length], processes=min(self.processes, other.processes))
+
+
+class Timing(RoundTimes):
     """What was measured of one cell.
 
     Attributes:
         label: the cell's.
         sha256: the artifact's.
         engine: the engine's options as JSON.
-        load_ms: opening the model, files in the page cache or not as it happened to be.
-        memory: of its process at the end, all lengths having run.
-        warm_runs: untimed runs before the clock started, by length.
-        unstable: lengths at which warm-up ended without the runs agreeing.
-        samples_ns: by length, one tuple a round, raw nanoseconds of each run.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     label: str
     sha256: str
     engine: dict[str, JsonValue]
-    load_ms: float
-    memory: MemorySample
-    warm_runs: dict[int, int]
-    unstable: tuple[int, ...]
-    samples_ns: dict[int, tuple[tuple[int, ...], ...]]
-
-    def median_ms(self, length: int) -> float:
-        """Median over all runs, in milliseconds."""
-        return float(np.median([ns for block in self.samples_ns[length] for ns in block])) / 1e6
 
 
 class ServingTimes(BaseModel):
@@ -102,12 +135,15 @@ class ServingTimes(BaseModel):
     encode_ns: tuple[int, ...]
 
 
-def _inputs(length: int, batch: int, vocabulary: int) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Seeded random ids; what they are does not change the arithmetic."""
-    generator = np.random.default_rng(length)
-    mask = np.ones((batch, length), dtype=np.int64)
+def random_inputs(lengths: Sequence[int], batch: int, vocabulary: int) -> dict[int, list[tuple[NDArray[np.int64], NDArray[np.int64]]]]:
+    """Seeded random ids by length, with their masks; what they are does not change the arithmetic."""
     low = min(5, vocabulary - 1)
-    return [(generator.integers(low, vocabulary, (batch, length), dtype=np.int64), mask) for _ in range(DISTINCT_INPUTS)]
+    found = {}
+    for length in lengths:
+        generator = np.random.default_rng(length)
+        mask = np.ones((batch, length), dtype=np.int64)
+        found[length] = [(generator.integers(low, vocabulary, (batch, length), dtype=np.int64), mask) for _ in range(DISTINCT_INPUTS)]
+    return found
 
 
 def warm_until_stable(run: Callable[[], int], clock: Callable[[], float] = time.perf_counter) -> tuple[list[int], bool]:
@@ -133,23 +169,42 @@ def warm_until_stable(run: Callable[[], int], clock: Callable[[], float] = time.
     return taken, False
 
 
+def _warm(run: Callable[[], int], runs: int | None) -> dict[str, Any]:
+    """A number of runs, or until they agree."""
+    if runs is not None:
+        return {"runs_ns": [run() for _ in range(runs)], "stable": True}
+    taken, stable = warm_until_stable(run)
+    return {"runs_ns": taken, "stable": stable}
+
+
 def serve_session(payload: dict[str, Any], progress: Callable[[str, float | None], None]) -> Generator[Any, dict[str, Any], None]:
-    """The child's side of a cell: open once, then answer `warm`, `block` and `memory` requests."""
+    """The child's side of a cell: open once, then answer what `time_in_rounds` asks."""
     cell = Cell.model_validate(payload["cell"])
-    batch = int(payload["batch"])
     start = time.perf_counter_ns()
     session = cell.engine.open(Artifact(cell.kind, cell.path, cell.sha256))
     load_ms = (time.perf_counter_ns() - start) / 1e6
-    vocabulary = read_body(cell.path).vocabulary
-    inputs = {length: _inputs(length, batch, vocabulary) for length in payload["lengths"]}
+    inputs = random_inputs(payload["lengths"], int(payload["batch"]), read_body(cell.path).vocabulary)
+    yield from answer_rounds(lambda each: session.embed(*each), inputs, load_ms)
+
+
+def answer_rounds(
+    embed: Callable[[Any], object], inputs: Mapping[int, Sequence[Any]], load_ms: float
+) -> Generator[Any, dict[str, Any], None]:
+    """The child's side of any model that `time_in_rounds` times, from the moment that it is open.
+
+    Args:
+        embed: what is timed.
+        inputs: by length, what `embed` is given in turn.
+        load_ms: what opening took.
+    """
     turn = 0
 
     def run(length: int) -> int:
         nonlocal turn
         turn += 1
-        input_ids, attention_mask = inputs[length][turn % DISTINCT_INPUTS]
+        each = inputs[length][turn % len(inputs[length])]
         begin = time.perf_counter_ns()
-        session.embed(input_ids, attention_mask)
+        embed(each)
         return time.perf_counter_ns() - begin
 
     answer: Any = None
@@ -158,8 +213,7 @@ def serve_session(payload: dict[str, Any], progress: Callable[[str, float | None
         gc.disable()
         match request["do"]:
             case "warm":
-                taken, stable = warm_until_stable(partial(run, request["length"]))
-                answer = {"load_ms": load_ms, "runs_ns": taken, "stable": stable}
+                answer = {"load_ms": load_ms, **_warm(partial(run, request["length"]), request["runs"])}
             case "block":
                 # One run untimed: it brings this process's code and weights back after the others had the cores.
                 run(min(inputs))
@@ -195,46 +249,73 @@ def measure_latency(
         MachineError: a process was killed, usually for want of memory.
     """
     lengths = sorted(lengths)
+
+    def start(cell: Cell) -> Worker:
+        payload = {"cell": cell.model_dump(mode="json"), "lengths": lengths, "batch": batch}
+        return Worker("optbench.measure.latency:serve_session", payload, cell.engine.environment(isa) if isa else None)
+
+    models = [(cell.label, partial(start, cell)) for cell in cells]
+    timed = time_in_rounds(models, lengths, rounds=rounds, processes=processes, progress=progress)
+    return tuple(
+        Timing(label=cell.label, sha256=cell.sha256, engine=cell.engine.model_dump(mode="json"), **dict(times))
+        for cell, times in zip(cells, timed, strict=True)
+    )
+
+
+def time_in_rounds(
+    models: Sequence[tuple[str, Callable[[], Worker]]],
+    lengths: Sequence[int],
+    *,
+    rounds: int,
+    processes: int = PROCESSES,
+    progress: Callable[[str, float | None], None] = lambda message, share: None,
+) -> tuple[RoundTimes, ...]:
+    """Time models of any kind against each other.
+
+    Args:
+        models: each one's label, and what starts a process whose function ends in `answer_rounds`.
+        lengths: of the input, sorted.
+        rounds: how often each model is timed; one block a length and round.
+        processes: how many processes each model has one after the other; the rounds are shared out among them.
+        progress: called with a phrase and the share done.
+    """
     plans: list[list[tuple[int, int]]] = []
-    opened: list[list[dict[int, Any]]] = []
-    samples: list[dict[int, list[tuple[int, ...]]]] = [{length: [] for length in lengths} for _ in cells]
+    first: list[dict[int, Any]] = []
+    samples: list[dict[int, list[tuple[int, ...]]]] = [{length: [] for length in lengths} for _ in models]
     memory: list[MemorySample] = []
-    processes = min(processes, rounds)
-    for process in range(processes):
-        share = process / processes
+    turns = process_rounds(rounds, processes)
+    for process, its_turns in enumerate(turns):
+        share = process / len(turns)
         with ExitStack() as stack:
             workers, warm = [], []
-            for index, cell in enumerate(cells):
-                progress(f"opening {cell.label}", share + 0.3 * index / len(cells) / processes)
-                payload = {"cell": cell.model_dump(mode="json"), "lengths": lengths, "batch": batch}
-                environment = cell.engine.environment(isa) if isa else None
-                worker = stack.enter_context(Worker("optbench.measure.latency:serve_session", payload, environment))
+            for index, (label, start) in enumerate(models):
+                progress(f"opening {label}", share + 0.3 * index / len(models) / len(turns))
+                worker = stack.enter_context(start())
                 workers.append(worker)
-                warm.append({length: worker.request({"do": "warm", "length": length}) for length in lengths})
-            opened.append(warm)
+                runs = WARM_RUNS_AGAIN if process else None
+                warm.append({length: worker.request({"do": "warm", "length": length, "runs": runs}) for length in lengths})
+            first = first or warm
             # How many runs fill a block is settled once, from the first warm-up, so that every round has the same weight.
             plans = plans or [[(length, _block_runs(answer[length]["runs_ns"])) for length in lengths] for answer in warm]
-            for turn in range(rounds * process // processes, rounds * (process + 1) // processes):
+            for turn in its_turns:
                 progress(f"timing, round {turn + 1} of {rounds}", max(share, turn / rounds))
-                # The order moves on by one a round: no cell always follows the same neighbor.
-                for index in ((position + turn) % len(cells) for position in range(len(cells))):
+                # The order moves on by one a round: no model always follows the same neighbor.
+                for index in ((position + turn) % len(models) for position in range(len(models))):
                     time.sleep(SETTLE_SECONDS)
                     answer = workers[index].request({"do": "block", "runs": plans[index]})
                     for length in lengths:
                         samples[index][length].append(tuple(answer[str(length)]))
             memory = [MemorySample.model_validate(worker.request({"do": "memory"})) for worker in workers]
     return tuple(
-        Timing(
-            label=cell.label,
-            sha256=cell.sha256,
-            engine=cell.engine.model_dump(mode="json"),
-            load_ms=opened[0][index][lengths[0]]["load_ms"],
+        RoundTimes(
+            load_ms=first[index][lengths[0]]["load_ms"],
             memory=memory[index],
-            warm_runs={length: len(opened[0][index][length]["runs_ns"]) for length in lengths},
-            unstable=tuple(length for length in lengths if not all(warm[index][length]["stable"] for warm in opened)),
+            warm_runs={length: len(first[index][length]["runs_ns"]) for length in lengths},
+            unstable=tuple(length for length in lengths if not first[index][length]["stable"]),
             samples_ns={length: tuple(blocks) for length, blocks in samples[index].items()},
+            processes=len(turns),
         )
-        for index, cell in enumerate(cells)
+        for index in range(len(models))
     )
 
 
@@ -252,10 +333,7 @@ def price_folders(kind: Kind, folders: Sequence[Path], engine: Engine, lengths: 
     cells = [Cell(label=folder.name, kind=kind, path=folder, sha256="unsealed", engine=engine) for folder in folders]
     timings = measure_latency(cells, lengths, rounds=rounds, processes=1)
     first = timings[0]
-    return [
-        {length: first.median_ms(length) / ratio_interval(first.samples_ns[length], timing.samples_ns[length]).point for length in lengths}
-        for timing in timings
-    ]
+    return [{length: first.median_ms(length) / timing.times_as_fast_as(first, length).point for length in lengths} for timing in timings]
 
 
 def serve_encoder(payload: dict[str, Any], progress: Callable[[str, float | None], None]) -> Generator[Any, dict[str, Any], None]:

@@ -8,6 +8,7 @@ from optbench.report.table import (
     accuracy_table,
     footprint_table,
     latency_table,
+    scenario_tables,
     serving_table,
     stability_table,
     steps_table,
@@ -66,7 +67,7 @@ def render_card(record: Record, verdict: Verdict) -> str:
 
 
 def _tables(record: Record) -> list[Table]:
-    tables = [tradeoff_table(record), accuracy_table(record), latency_table(record), serving_table(record)]
+    tables = [tradeoff_table(record), accuracy_table(record), latency_table(record), serving_table(record), *scenario_tables(record)]
     tables += [stability_table(record.stability), footprint_table(record), steps_table(record)]
     return [table for table in tables if table is not None and table.rows]
 

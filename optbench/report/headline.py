@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict
 
 from optbench.boxes import matching_box
 from optbench.measure.accuracy import AccuracyResult, accuracy_change
-from optbench.measure.statistics import Change, Interval, ratio_interval
+from optbench.measure.statistics import Change, Interval
 from optbench.record import Record
 from optbench.report.table import Table, latency_interval, reading_length
 from optbench.verdict import fastest_baseline, judge
@@ -109,7 +109,7 @@ def headline_of(record: Record) -> Headline | None:
         fp32=baseline.label,
         fp32_ms=latency_interval(baseline, length),
         optimized_ms=latency_interval(final, length),
-        speedup=ratio_interval(baseline.samples_ns[length], final.samples_ns[length]),
+        speedup=final.times_as_fast_as(baseline, length),
         loss=worst_loss(record) if record.weights == "real" else None,
         fp32_bytes=record.points[0].size_bytes,
         optimized_bytes=record.final.size_bytes,

@@ -3,12 +3,11 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import median
 
 from optbench.measure.accuracy import accuracy_change
 from optbench.measure.latency import Timing
 from optbench.measure.stability import STABILITY_COLUMNS, Stability, stability_rows
-from optbench.measure.statistics import Interval, percentile_interval, ratio_interval
+from optbench.measure.statistics import Interval, percentile_interval
 from optbench.record import Point, Record
 from optbench.verdict import Verdict, fastest_baseline
 
@@ -20,6 +19,7 @@ __all__ = [
     "latency_interval",
     "latency_table",
     "reading_length",
+    "scenario_tables",
     "serving_table",
     "stability_table",
     "steps_table",
@@ -96,19 +96,19 @@ def _speed_cells(record: Record, point: Point, fastest: str | None, length: int)
     if point.timing is None or fastest is None:
         return ["", ""]
     timing = record.timing(point.timing)
-    ratio = ratio_interval(record.timing(fastest).samples_ns[length], timing.samples_ns[length])
+    ratio = timing.times_as_fast_as(record.timing(fastest), length)
     return [f"{latency_interval(timing, length).point:.2f}", f"{ratio.point:.2f}"]
 
 
 def latency_interval(timing: Timing, length: int, percentile: int = 50) -> Interval:
     """A percentile of a model's milliseconds at a token length, with its 95 % interval.
 
-    Runs within a round are not independent, so the median's interval is over the rounds' medians; other percentiles need all runs.
+    Runs within a process are not independent, so the median's interval is over the processes' medians. Other percentiles need all
+    runs, and their intervals hold for these processes.
     """
-    blocks = timing.samples_ns[length]
     if percentile == 50:
-        return percentile_interval([median(block) / 1e6 for block in blocks], 50)
-    return percentile_interval([ns / 1e6 for block in blocks for ns in block], percentile)
+        return timing.typical_ms(length)
+    return percentile_interval([ns / 1e6 for block in timing.samples_ns[length] for ns in block], percentile)
 
 
 def latency_table(record: Record, percentile: int = 50) -> Table:
@@ -180,6 +180,11 @@ def stability_table(stability: Stability | None) -> Table | None:
         return None
     note = f"{stability.n_texts} texts, {stability.n_documents} documents; the reference is {stability.reference}."
     return Table("Stability of the embeddings", STABILITY_COLUMNS, stability_rows(stability), note)
+
+
+def scenario_tables(record: Record) -> list[Table]:
+    """Single stream, server and offline under each concurrency model; none where they were not run."""
+    return [Table(*rows) for rows in record.scenarios.tables()] if record.scenarios else []
 
 
 def verdict_table(verdict: Verdict) -> Table:

@@ -6,7 +6,14 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from optbench.errors import MeasureError
-from optbench.measure.statistics import noise_doubts, paired_relative_change, percentile_interval, ratio_interval
+from optbench.measure.statistics import (
+    noise_doubts,
+    paired_relative_change,
+    percentile_interval,
+    process_rounds,
+    ratio_interval,
+    typical_interval,
+)
 
 
 def by_id(values: NDArray[np.float64] | list[float]) -> dict[str, float]:
@@ -49,7 +56,9 @@ def test_large_sample_interval_agrees_with_the_delta_method() -> None:
     before, after = drawn_queries(np.random.default_rng(2), 2000, 0.01)
     change = paired_relative_change(by_id(before), by_id(after))
     residual = (after - (1 + change.point) * before) / before.mean()
-    expected = 1.96 * residual.std(ddof=1) / 2000**0.5
+    # The two queries that the interval adds weigh little among 2000.
+    residual = np.append(residual, [-np.abs(residual).max(), np.abs(residual).max()])
+    expected = 1.96 * residual.std(ddof=1) / 2002**0.5
     # An end of 10,000 resamples has a standard error of 1.7 % of the half width: 3 errors of both ends.
     assert change.half_width == pytest.approx(expected, rel=0.05)
 
@@ -60,7 +69,7 @@ def test_interval_holds_the_true_change_as_often_as_it_claims(loss: float) -> No
     truth = -loss  # by construction: the mean before is 0.75, the mean change -loss * 0.75
     runs, held, called_loss = 400, 0, 0
     for run in range(runs):
-        before, after = drawn_queries(generator, 120, loss)
+        before, after = drawn_queries(generator, 400, loss)
         change = paired_relative_change(by_id(before), by_id(after), seed=run, resamples=1000)
         held += change.low <= truth <= change.high
         called_loss += change.high < 0
@@ -85,9 +94,10 @@ def test_values_that_cannot_be_compared_are_refused(before: dict[str, float], af
 
 
 def test_resamples_of_zero_queries_only_do_not_break_the_interval() -> None:
-    # One of 5 queries is not zero: a third of all resamples lack it and have no relative change.
+    # One of 5 queries is not zero: some resamples lack it, and the two that the interval adds, and have no relative change.
     change = paired_relative_change(by_id([0, 0, 0, 0, 1]), by_id([0, 0, 0, 0, 0.5]))
-    assert (change.point, change.low, change.high) == (-0.5, -0.5, -0.5)
+    assert change.point == -0.5
+    assert -1 <= change.low < -0.5 < change.high < 0.5
 
 
 @given(st.lists(st.tuples(st.floats(0.01, 1), st.floats(0, 1)), min_size=2, max_size=30))
@@ -157,6 +167,47 @@ def test_ratio_interval_holds_the_true_ratio_with_rare_stalls(n_rounds: int) -> 
     assert held / 200 > 0.95 - 3 * (0.95 * 0.05 / 200) ** 0.5
 
 
+def test_rounds_are_shared_out_evenly_in_the_order_of_time() -> None:
+    assert [list(each) for each in process_rounds(7, 3)] == [[0, 1], [2, 3], [4, 5, 6]]
+    assert [list(each) for each in process_rounds(2, 6)] == [[0], [1]]
+
+
+def test_processes_give_students_interval_of_their_median_ratios() -> None:
+    # Three processes of three rounds; in each one round was disturbed, which the median does not see.
+    ratios = [2.0, 2.0, 9.0, 2.2, 0.1, 2.2, 2.42, 2.42, 2.42]
+    found = ratio_interval([[ratio] for ratio in ratios], [[1.0]] * 9, processes=3)
+    # Logarithms spaced by log 1.1: their deviation is log 1.1 and t at 97.5 % with 2 degrees of freedom 4.303.
+    half_width = stats.t.ppf(0.975, 2) * np.log(1.1) / 3**0.5
+    assert np.log([found.low, found.point, found.high]) == pytest.approx(np.log(2.2) + half_width * np.array([-1, 0, 1]))
+    assert (found.n, found.of, found.bounded) == (3, "processes", True)
+
+
+def test_typical_latency_is_in_the_unit_of_its_samples() -> None:
+    rounds = [[4.0, 5.0, 90.0], [5.0], [5.0], [5.0, 5.0]]
+    found = typical_interval(rounds, processes=2)
+    assert (found.low, found.point, found.high) == pytest.approx((5, 5, 5))
+    assert typical_interval(rounds).of == "rounds"
+
+
+def test_two_unseen_queries_widen_the_interval_and_leave_the_change() -> None:
+    # 98 queries fall by a hundredth, one by a half: the two join at 1 +- what that one moved beyond the mean.
+    before = np.ones(99)
+    after = np.where(np.arange(99) == 0, 0.5, 0.99)
+    change = paired_relative_change(by_id(before), by_id(after))
+    assert change.point == pytest.approx(after.mean() - 1)
+    residual = after - after.mean()
+    deviation = np.sqrt((residual @ residual + 2 * np.abs(residual).max() ** 2) / 101)
+    # The normal approximation of a sum in which three of 101 carry nearly all the variance is good to a fifth.
+    assert change.half_width == pytest.approx(1.984 * deviation / 101**0.5, rel=0.2)
+    assert change.of == "queries"
+
+
+def test_many_queries_take_fewer_resamples_and_say_the_same() -> None:
+    before, after = (by_id(values) for values in drawn_queries(np.random.default_rng(3), 10_000, 0.01))
+    fewer, more = (paired_relative_change(before, after, resamples=count) for count in (None, 6000))
+    assert fewer.half_width == pytest.approx(more.half_width, rel=0.1)
+
+
 def test_five_rounds_are_too_few_for_a_bounded_ratio() -> None:
     assert not ratio_interval([[2.0]] * 5, [[1.0]] * 5).bounded
 
@@ -170,6 +221,14 @@ def test_rounds_that_cannot_be_paired_are_refused(baseline: list[list[float]], c
 def test_steady_rounds_leave_no_doubt() -> None:
     generator = np.random.default_rng(0)
     assert noise_doubts([generator.normal(1000, 10, 5) for _ in range(15)]) == []
+
+
+def test_processes_that_differ_are_reported_as_such_and_not_as_load() -> None:
+    generator = np.random.default_rng(0)
+    rounds = [generator.normal(1400 if turn in (3, 4, 5, 12, 13, 14) else 1000, 10, 5) for turn in range(18)]
+    assert noise_doubts(rounds, processes=6) == ["its processes differ by more than 20%; more processes would narrow the interval"]
+    # Nothing in the same rounds of a single process tells its luck from another program's load.
+    assert "something else used the machine" in noise_doubts(rounds)[0]
 
 
 def test_rounds_that_scatter_are_reported() -> None:
