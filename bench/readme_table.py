@@ -8,7 +8,8 @@ The text between the two `results` marks is replaced; nothing else is touched.
 from pathlib import Path
 
 from optbench.record import Record, newest_record
-from optbench.report.table import Table, accuracy_table, reading_length, to_markdown, tradeoff_table
+from optbench.report.accuracy import accuracy_table
+from optbench.report.table import Table, reading_length, to_markdown, tradeoff_table
 from optbench.verdict import fastest_baseline, judge
 
 ROOT = Path(__file__).parent.parent

@@ -24,9 +24,10 @@ from optbench.measure.statistics import percentile_interval
 from optbench.plan import Cache
 from optbench.recipe import Recipe, Scenarios
 from optbench.record import newest_record
+from optbench.report.accuracy import beside_table
 from optbench.report.table import Table
 from optbench.stages import Listener
-from optbench.tasks import Task
+from optbench.tasks import Task, load_tasks
 from optbench.tune.floor import Peaks, ProbeResult, floor_ms
 
 __all__ = [
@@ -50,7 +51,7 @@ class Measured(BaseModel):
     warnings: tuple[str, ...]
 
     def tables(self) -> list[Table]:
-        """Latency by length against the first artifact, tails, accuracy against the first artifact."""
+        """Latency by length against the first artifact, tails, accuracy against the first and in an index of its documents."""
         first = self.timings[0]
         lengths = list(first.samples_ns)
         speed, tails = [], []
@@ -68,7 +69,9 @@ class Measured(BaseModel):
             Table("p50 latency in ms by tokens", head, speed, f"(x): speed-up over {first.label}, taken round by round."),
             Table("p90 / p99 latency in ms by tokens", head, tails),
         ]
-        base = {result.task: result for result in self.accuracy.get(first.label, ())}
+        if not self.accuracy:
+            return tables
+        base = {result.task: result for result in self.accuracy[first.label]}
         rows = []
         for label, results in self.accuracy.items():
             for result in results:
@@ -76,7 +79,9 @@ class Measured(BaseModel):
                 shown = "" if label == first.label else f"{100 * change.point:+.1f} ({100 * change.low:+.1f}..{100 * change.high:+.1f})"
                 rows.append([label, f"{result.main_metric} {result.task}", f"{result.mean():.4f}", shown])
         note = f"Change: relative, in %, against {first.label}, with its paired 95 % interval."
-        return [*tables, Table("Accuracy", ["model", "metric", "value", "change"], rows, note)]
+        tables.append(Table("Accuracy", ["model", "metric", "value", "change"], rows, note))
+        beside = beside_table(self.accuracy)
+        return tables if beside is None else [*tables, beside]
 
 
 def _parse_engine(text: str | None) -> tuple[str | None, dict[str, Any]]:
@@ -101,7 +106,7 @@ def measure_artifacts(
     isa: Isa | None,
     listener: Listener,
 ) -> Measured:
-    """Time artifacts against each other, and measure their accuracy on tasks.
+    """Time artifacts against each other, and measure their accuracy on tasks, the later ones' also in an index of the first.
 
     Raises:
         ArtifactError: a folder is not a whole artifact.
@@ -119,14 +124,22 @@ def measure_artifacts(
     timings = measure_latency(cells, lengths, batch=batch, rounds=rounds, isa=isa, progress=listener.update)
     listener.end(f"{len(cells)} models at {len(lengths)} lengths, {rounds} rounds")
     accuracy: dict[str, tuple[AccuracyResult, ...]] = {}
-    data = [task.load() for task in tasks]
+    data = load_tasks(tasks)
     for cell in cells if data else []:
         listener.begin(f"accuracy of {cell.label}")
-        artifact = open_artifact(cell.path, verify=False)
-        with TextEncoder(artifact, cell.engine, cache.embeddings, isa=isa, progress=listener.update) as encode:
-            accuracy[cell.label] = tuple(measure_accuracy(encode, each) for each in data)
+        with (
+            _text_encoder(cells[0], cache, isa, listener) as first,
+            _text_encoder(cell, cache, isa, listener) as encode,
+        ):
+            base = None if cell is cells[0] else first
+            accuracy[cell.label] = tuple(measure_accuracy(encode, each, base=base, on_window=encode.begin_part) for each in data)
         listener.end("; ".join(f"{result.main_metric} {result.mean():.4f} on {result.task}" for result in accuracy[cell.label]))
     return Measured(timings=timings, accuracy=accuracy, warnings=(*environment, *timing_warnings(timings)))
+
+
+def _text_encoder(cell: Cell, cache: Cache, isa: Isa | None, listener: Listener) -> TextEncoder:
+    artifact = open_artifact(cell.path, verify=False)
+    return TextEncoder(artifact, cell.engine, cache.embeddings, isa=isa, progress=listener.update)
 
 
 class RecipeFloor(BaseModel):
@@ -217,7 +230,7 @@ def measure_artifact_stability(
     """
     artifact = open_artifact(folder)
     engine = choose_engine(artifact, None, {})
-    queries, documents = sample_texts([task.load() for task in tasks], 2 * count)
+    queries, documents = sample_texts(load_tasks(tasks), 2 * count)
     with load(folder, engine) as encoder:
         vectors = encoder.encode(documents, prompt="document")
     return measure_stability(artifact, engine, queries, documents=vectors, isas=tuple(isas), progress=progress)
@@ -237,5 +250,5 @@ def measure_artifact_scenarios(
         TaskError: the tasks have no queries.
     """
     artifact = open_artifact(folder)
-    rows = query_rows(artifact, [task.load() for task in tasks])
+    rows = query_rows(artifact, load_tasks(tasks))
     return run_scenarios(artifact, choose_engine(artifact, None, {}), rows, **dict(wanted), isa=isa, progress=progress)

@@ -28,7 +28,7 @@ from optbench.plan import Cache, library_versions
 from optbench.recipe import Recipe
 from optbench.record import Point, Record
 from optbench.stages import Listener, Stage
-from optbench.tasks import PairData, RetrievalData, Task
+from optbench.tasks import PairData, RetrievalData, Task, load_tasks
 from optbench.tokenizer import encode_batch, load_tokenizer
 
 __all__ = [
@@ -82,12 +82,13 @@ class NumbersGauge:
             listener: is told.
         """
         self.warnings: list[str] = []
-        self.data: list[RetrievalData | PairData] = [task.load() for task in tasks]
+        self.data: list[RetrievalData | PairData] = load_tasks(tasks)
         # With random weights fidelity only says that the graph still computes the same function; few texts say that.
         self.queries, self.documents = sample_texts(self.data, RANDOM_TEXTS if weights == "random" else recipe.fidelity.texts)
         self._recipe, self._cache, self._isa, self._listener = recipe, cache, isa, listener
         self._base: NDArray[np.float32] | None = None
         self._before: NDArray[np.float32] | None = None
+        self._base_stage: Stage | None = None
 
     def measure(self, stage: Stage) -> Numbers:
         """Measure one stage.
@@ -112,12 +113,23 @@ class NumbersGauge:
                 self._check_floor(stage, to_source)
             accuracy: tuple[AccuracyResult, ...] = ()
             if stage.artifact.weights == "real":
-                accuracy = tuple(measure_accuracy(encode, data) for data in self.data)
+                accuracy = self._accuracy(stage, encode)
         parts = [f"{result.main_metric} {result.mean(result.main_metric):.4f} on {result.task}" for result in accuracy]
         if to_base is not None:
             parts.append(f"cosine to fp32 {to_base.mean:.4f}, worst {to_base.minimum:.4f}")
         self._listener.end("; ".join(parts) or "reference")
         return Numbers(to_source, to_base, accuracy)
+
+    def _accuracy(self, stage: Stage, encode: TextEncoder) -> tuple[AccuracyResult, ...]:
+        """A stage's accuracy on every task; that of the stages after the base beside the base's."""
+        if self._base_stage is None:
+            self._base_stage = stage
+            return tuple(measure_accuracy(encode, data, on_window=encode.begin_part) for data in self.data)
+        base, engine = self._base_stage.artifact, self._recipe.engine_for(self._base_stage.artifact.kind)
+        isa = None if _refuses(engine, self._isa) else self._isa
+        # What the base has embedded lies in the cache: it is read again, and nothing is opened.
+        with TextEncoder(base, engine, self._cache.embeddings, isa=isa) as base_encode:
+            return tuple(measure_accuracy(encode, data, base=base_encode, on_window=encode.begin_part) for data in self.data)
 
     def _check_floor(self, stage: Stage, fidelity: Fidelity) -> None:
         floor = self._recipe.fidelity
@@ -136,22 +148,21 @@ class NumbersGauge:
 
 def sample_texts(data: Sequence[RetrievalData | PairData], count: int) -> tuple[list[str], list[str]]:
     """`count` texts of the tasks, half queries and half documents, in the tasks' own order."""
-    queries: list[str] = []
-    documents: list[str] = []
-    for each in data:
-        if isinstance(each, RetrievalData):
-            queries += each.queries.values()
-            documents += each.documents.values()
-        else:
-            documents += each.first
-    half = count // 2
-    # Evenly spread: files are often sorted by subject.
-    return _spread(queries, min(half, len(queries))), _spread(documents, count - min(half, len(queries)))
+    queries = [each.queries for each in data if isinstance(each, RetrievalData)]
+    documents: list[Mapping[Any, str]] = [
+        each.documents if isinstance(each, RetrievalData) else dict(enumerate(each.first)) for each in data
+    ]
+    half = min(count // 2, sum(map(len, queries)))
+    return _spread(queries, half), _spread(documents, count - half)
 
 
-def _spread(texts: Sequence[str], count: int) -> list[str]:
-    count = min(count, len(texts))
-    return [texts[index * len(texts) // count] for index in range(count)]
+def _spread(sources: Sequence[Mapping[Any, str]], count: int) -> list[str]:
+    """`count` texts, evenly spread, as files are often sorted by subject; only those are read."""
+    total = sum(map(len, sources))
+    count = min(count, total)
+    chosen = {index * total // count for index in range(count)}
+    names = ((source, name) for source in sources for name in source)
+    return [source[name] for index, (source, name) in enumerate(names) if index in chosen]
 
 
 def baseline_cells(recipe: Recipe, base: Artifact, export: Artifact) -> list[Cell]:

@@ -126,9 +126,10 @@ def _nothing_changed(old: Record, new: Record) -> bool:
 
 def _accuracy_checks(old: Record, new: Record, limit: float) -> list[Check]:
     after = {result.task: result for result in new.final.accuracy}
+    index = new.recipe.targets.index
     checks = []
     for before in old.final.accuracy:
-        about = f"{before.main_metric} on {before.task}"
+        about = f"{before.main_metric} on {before.task}" + (", fp32 index" if index == "fp32" else "")
         result = after.get(before.task)
         unlike = "is in the old record only" if result is None else unlike_results(before, result)
         if result is None or unlike is not None:
@@ -136,7 +137,7 @@ def _accuracy_checks(old: Record, new: Record, limit: float) -> list[Check]:
             checks.append(Check(about=about, outcome=Outcome.INCONCLUSIVE, change=None, limit=-limit, reason=reason))
             continue
         try:
-            checks.append(_accuracy_check(about, accuracy_change(before, result), limit))
+            checks.append(_accuracy_check(about, accuracy_change(before.on_index(index), result.on_index(index)), limit))
         except MeasureError as error:
             checks.append(Check(about=about, outcome=Outcome.INCONCLUSIVE, change=None, limit=-limit, reason=str(error)))
     return checks

@@ -6,7 +6,7 @@ A recipe is data: frozen models that refuse unknown keys. `recipe_file.load_reci
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
@@ -40,6 +40,11 @@ class Targets(_Part):
         default=None, gt=0, description="Wanted speed-up over the fastest fp32 engine, where no box figures exist."
     )
     accuracy_loss_max: float = Field(default=0.01, ge=0, lt=1, description="Largest relative loss of a task's metric: 0.01 is 1 %.")
+    index: Literal["own", "fp32"] = Field(
+        default="own",
+        description="Where accuracy is judged: own, documents and queries embedded by the result; fp32, its queries in an index of "
+        "the base's document vectors, as one that exists already. Both are measured.",
+    )
 
     @model_validator(mode="after")
     def _one_kind_of_target(self) -> Self:

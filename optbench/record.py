@@ -2,7 +2,8 @@
 
 Schema history:
     1  first: points, timings with raw nanoseconds, accuracy per query, serving times, machine, libraries, warnings.
-    2  adds, each optional: accuracy of queries alone against an fp32 index, stability of the embeddings, serving scenarios,
+    2  adds, each optional: accuracy of queries alone against an fp32 index and the share of fp32's top 10 that stays
+       (`overlap`, `query_side`), the recipe's `targets.index`, stability of the embeddings, serving scenarios,
        how many processes each model was timed in (records of schema 1: one, unless they say otherwise).
        Records of schema 1 are read as they are.
 """

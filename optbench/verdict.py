@@ -2,19 +2,26 @@
 
 A target is met only if the whole 95 % interval meets it, missed only if the whole interval misses it; anything else is
 inconclusive, and says so rather than guess.
+
+With several tasks, languages included, the weighted mean of their changes must meet the limit, and no task may miss it: a task
+whose own interval spans the limit does not hold a pass back, as each has fewer queries than all together, while a confirmed loss
+in one is not made good by the others.
 """
 
+from collections.abc import Sequence
 from enum import StrEnum
 
 from pydantic import BaseModel, ConfigDict
 
 from optbench.boxes import matching_box
-from optbench.measure.accuracy import AccuracyResult, accuracy_change
+from optbench.measure.accuracy import AccuracyResult, Index, accuracy_change
 from optbench.measure.settling import further
 from optbench.measure.statistics import Interval
+from optbench.measure.weighting import weighted_mean_change
+from optbench.recipe import Targets
 from optbench.record import Record
 
-__all__ = ["Finding", "Outcome", "Verdict", "fastest_baseline", "judge"]
+__all__ = ["Finding", "Outcome", "Verdict", "accuracy_findings", "fastest_baseline", "judge"]
 
 
 class Outcome(StrEnum):
@@ -38,6 +45,7 @@ class Finding(BaseModel):
         limit: what was wanted.
         unit: of value, low, high and limit: `x`, `ms`, `relative change` or `cosine`.
         reason: in words.
+        decides: false for one task of several, which fails the whole if it misses and is otherwise for information.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -50,6 +58,7 @@ class Finding(BaseModel):
     limit: float
     unit: str
     reason: str
+    decides: bool = True
 
 
 class Verdict(BaseModel):
@@ -113,15 +122,37 @@ def _latency_findings(record: Record) -> tuple[str, list[Finding]]:
     return f"the ratio to the fastest fp32 engine, as this machine is not box {targets.box}", findings
 
 
-def _accuracy_findings(record: Record) -> list[Finding]:
-    limit = record.recipe.targets.accuracy_loss_max
-    base = {result.task: result for result in record.points[0].accuracy}
-    return [_accuracy_finding(base[result.task], result, limit) for result in record.final.accuracy if result.task in base]
+# What the recipe's `targets.index` means, for the line that says by what was judged.
+_JUDGED_INDEX: dict[Index, str] = {
+    "own": "accuracy with queries and documents of the result",
+    "fp32": "accuracy with the result's queries in the fp32 base's index",
+}
 
 
-def _accuracy_finding(base: AccuracyResult, candidate: AccuracyResult, limit: float) -> Finding:
+_ON_INDEX: dict[Index, str] = {"own": "", "fp32": ", fp32 index"}
+
+
+def accuracy_findings(base: Sequence[AccuracyResult], candidate: Sequence[AccuracyResult], targets: Targets) -> list[Finding]:
+    """Each task that both were measured on against the recipe's limit, and the weighted mean where there are several.
+
+    Raises:
+        MeasureError: the fp32 base's index should judge, and the candidate was not measured on it.
+    """
+    before = {result.task: result for result in base}
+    pairs = [(before[result.task], result.on_index(targets.index)) for result in candidate if result.task in before]
+    findings = [_accuracy_finding(old, new, targets.accuracy_loss_max, targets.index) for old, new in pairs]
+    if len(findings) < 2:
+        return findings
+    change = weighted_mean_change(pairs)
+    limit = -targets.accuracy_loss_max
+    about = f"weighted mean of {len(pairs)} tasks" + _ON_INDEX[targets.index]
+    mean = _at_least(about, change, limit, "relative change")
+    return [*(finding.model_copy(update={"decides": False}) for finding in findings), mean]
+
+
+def _accuracy_finding(base: AccuracyResult, candidate: AccuracyResult, limit: float, index: Index) -> Finding:
     change = accuracy_change(base, candidate)
-    about = f"{candidate.main_metric} on {candidate.task}"
+    about = f"{candidate.main_metric} on {candidate.task}" + _ON_INDEX[index]
     return _at_least(about, change, -limit, "relative change")
 
 
@@ -156,8 +187,10 @@ def judge(record: Record) -> Verdict:
     """Judge the last point of a record against the recipe that it ran."""
     judged_by, findings = _latency_findings(record)
     if record.weights == "real":
-        findings += [*_accuracy_findings(record), *_stability_findings(record)]
-    outcomes = {finding.outcome for finding in findings}
+        accuracy = accuracy_findings(record.points[0].accuracy, record.final.accuracy, record.recipe.targets)
+        findings += [*accuracy, *_stability_findings(record)]
+        judged_by += f"; {_JUDGED_INDEX[record.recipe.targets.index]}" if accuracy else ""
+    outcomes = {finding.outcome for finding in findings if finding.decides or finding.outcome == Outcome.FAIL}
     if Outcome.FAIL in outcomes:
         outcome = Outcome.FAIL
     elif Outcome.INCONCLUSIVE in outcomes or not findings:

@@ -25,6 +25,8 @@ HEAVY = (
     "altair",
     "vl_convert",
     "jinja2",
+    "mteb",
+    "datasets",
 )
 
 FOUNDATION = {"errors", "artifact", "machine"}

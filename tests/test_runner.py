@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from filelock import FileLock
 
@@ -112,6 +113,13 @@ def test_apply_leaves_a_whole_artifact_with_its_evidence(write_recipe: Callable[
     assert set(record.baselines) == {"torch fp32", "onnxruntime fp32", "openvino fp32"}
     assert all(len(timing.samples_ns[8]) == 6 for timing in record.timings)
     assert record.points[-1].accuracy[0].synthetic
+    assert record.points[0].accuracy[0].query_side is None
+    # The export computes the base's own function: its vectors move in the last bits only, its ten nearest hardly at all.
+    exported = record.points[1].accuracy[0]
+    assert exported.query_side is not None
+    for overlap in (exported.overlap, exported.query_side.overlap):
+        assert overlap is not None
+        assert np.mean(list(overlap.values())) > 0.99
     assert record.points[-1].peak_rss_bytes > 50e6
     assert record.serving is not None
     assert applied.verdict.exit_status in (0, 1, 3)

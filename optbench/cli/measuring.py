@@ -23,7 +23,7 @@ def measure(
     cache: CacheFolder = None,
     as_json: Json = False,
 ) -> None:
-    """Measure artifacts: latency against each other, and accuracy on tasks."""
+    """Measure artifacts: latency against each other; accuracy on tasks, alone and as queries in an index of the first artifact."""
     from optbench.adhoc import measure_artifacts
 
     options = run_options(cache, Path("exported"), "real", None, task, isa, None)

@@ -41,7 +41,10 @@ BaseOption = Annotated[
     str | None, typer.Option("--base", help="Run another model of the same body: path:DIR, hub:ORG/NAME@REVISION or package:NAME.")
 ]
 TaskOption = Annotated[
-    list[str] | None, typer.Option("--task", help="A further accuracy task: a BEIR folder, an XQuAD-R .json, an STS .csv. Repeatable.")
+    list[str] | None,
+    typer.Option(
+        "--task", help="A further accuracy task: a BEIR folder, XQuAD-R .json, STS .csv, a folder of either, mteb:NAME. Repeatable."
+    ),
 ]
 IsaOption = Annotated[Isa | None, typer.Option("--isa", help="Measure as a CPU with this instruction set would run it.")]
 FromOption = Annotated[str | None, typer.Option("--from", help="Make this step and those after it again: a name, or a number from 0.")]

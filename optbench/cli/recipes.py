@@ -124,7 +124,8 @@ def apply(
     """Run a recipe: steps, measurements, verdict, and the artifact with its evidence under exported/."""
     from optbench import runner
     from optbench.recipe_file import load_recipe
-    from optbench.report.table import accuracy_table, latency_table, serving_table, tradeoff_table, verdict_table
+    from optbench.report.accuracy import accuracy_table, query_side_table
+    from optbench.report.table import latency_table, serving_table, tradeoff_table, verdict_table
 
     loaded = load_recipe(recipe)
     options = run_options(cache, output, weights, base, task, isa, from_step)
@@ -138,7 +139,8 @@ def apply(
         path = applied.folder / "records" / record.file_name
         print_json("apply", folder=str(applied.folder), record=str(path), verdict=verdict.model_dump(mode="json"))
     else:
-        print_tables([tradeoff_table(record), accuracy_table(record), latency_table(record), serving_table(record), verdict_table(verdict)])
+        tables = [tradeoff_table(record), accuracy_table(record), query_side_table(record), latency_table(record), serving_table(record)]
+        print_tables([*tables, verdict_table(verdict)])
         print_warnings(record.warnings)
         Console().print(f"{applied.folder}: {verdict.outcome}", markup=False, highlight=False, soft_wrap=True)
     raise typer.Exit(verdict.exit_status)

@@ -5,7 +5,7 @@ import json
 import tempfile
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,7 +47,13 @@ def serve_texts(payload: dict[str, Any], progress: Callable[[str, float | None],
 
 
 class TextEncoder:
-    """An artifact in an engine, as a function from texts to vectors; what it has embedded is found again in the cache."""
+    """An artifact in an engine, as a function from texts to vectors; what it has embedded is found again in the cache.
+
+    Attributes:
+        target: what its process serves, as `Worker` takes it.
+    """
+
+    target = "optbench.measure.encoding:serve_texts"
 
     def __init__(
         self,
@@ -69,9 +75,20 @@ class TextEncoder:
         """
         self._artifact, self._engine, self._cache, self._isa, self._progress = artifact, engine, cache, isa, progress
         self._worker: Worker | None = None
+        self._part, self._parts = 0, 1
+
+    def begin_part(self, part: int, parts: int) -> None:
+        """The next texts are part `part`, from 0, of so many: their progress goes on from there."""
+        self._part, self._parts = part, parts
 
     def __call__(self, texts: Sequence[str], role: Role) -> NDArray[np.float32]:
         """Embed texts as queries or as documents: (len(texts), dimension)."""
+        part, parts = self._part, self._parts
+        self.begin_part(0, 1)
+
+        def tell(message: str, share: float | None) -> None:
+            self._progress(message, None if share is None else (part + share) / parts)
+
         engine = self._engine.model_dump(mode="json")
         identity = [self._artifact.sha256, engine, self._isa, role, BATCH_SIZE[role], list(texts)]
         path = self._cache / f"{hashlib.sha256(json.dumps(identity).encode()).hexdigest()}.npy"
@@ -85,13 +102,11 @@ class TextEncoder:
         self._cache.mkdir(parents=True, exist_ok=True)
         if self._worker is None:
             environment = self._engine.environment(self._isa) if self._isa else None
-            self._worker = Worker(
-                "optbench.measure.encoding:serve_texts", {"path": str(self._artifact.path), "engine": engine}, environment
-            )
+            self._worker = Worker(self.target, {"path": str(self._artifact.path), "engine": engine}, environment)
         with tempfile.TemporaryDirectory(dir=self._cache, prefix="staging-") as staging:
             made = Path(staging) / "rows.npy"
             request = {"texts": list(texts), "prompt": role, "batch_size": BATCH_SIZE[role], "out": str(made)}
-            self._worker.request(request, self._progress)
+            self._worker.request(request, tell)
             made.replace(path)
         return np.load(path, allow_pickle=False)  # type: ignore[no-any-return]
 
@@ -101,7 +116,7 @@ class TextEncoder:
             self._worker.close()
             self._worker = None
 
-    def __enter__(self) -> "TextEncoder":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -3,9 +3,9 @@
 import json
 
 from optbench.record import Record
+from optbench.report.accuracy import accuracy_table, query_side_table
 from optbench.report.table import (
     Table,
-    accuracy_table,
     footprint_table,
     latency_table,
     scenario_tables,
@@ -67,8 +67,8 @@ def render_card(record: Record, verdict: Verdict) -> str:
 
 
 def _tables(record: Record) -> list[Table]:
-    tables = [tradeoff_table(record), accuracy_table(record), latency_table(record), serving_table(record), *scenario_tables(record)]
-    tables += [stability_table(record.stability), footprint_table(record), steps_table(record)]
+    tables = [tradeoff_table(record), accuracy_table(record), query_side_table(record), latency_table(record), serving_table(record)]
+    tables += [*scenario_tables(record), stability_table(record.stability), footprint_table(record), steps_table(record)]
     return [table for table in tables if table is not None and table.rows]
 
 

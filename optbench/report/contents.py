@@ -3,9 +3,9 @@
 import shlex
 
 from optbench.record import Record
+from optbench.report.accuracy import accuracy_table, query_side_table
 from optbench.report.table import (
     Table,
-    accuracy_table,
     footprint_table,
     latency_table,
     scenario_tables,
@@ -23,6 +23,7 @@ def record_tables(record: Record, percentile: int = 50) -> list[Table]:
     tables = [
         tradeoff_table(record),
         accuracy_table(record),
+        query_side_table(record),
         latency_table(record, percentile),
         serving_table(record),
         *scenario_tables(record),

@@ -4,7 +4,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from optbench.measure.accuracy import accuracy_change
 from optbench.measure.latency import Timing
 from optbench.measure.stability import STABILITY_COLUMNS, Stability, stability_rows
 from optbench.measure.statistics import Interval, percentile_interval
@@ -13,7 +12,6 @@ from optbench.verdict import Verdict, fastest_baseline
 
 __all__ = [
     "Table",
-    "accuracy_table",
     "footprint_table",
     "holds_words",
     "latency_interval",
@@ -70,26 +68,6 @@ def tradeoff_table(record: Record) -> Table:
     if record.weights == "random":
         note += " Random weights: the latency is true, the cosine says only that the graph computes the same function."
     return Table("What each step bought and cost", ["step", "engine", "MB", f"ms@{length}", "x", "cosine", "worst"], rows, note)
-
-
-def accuracy_table(record: Record) -> Table | None:
-    """One row a task and step: the metric, and its relative change against the base; None with random weights or without tasks."""
-    rows = []
-    for base in record.points[0].accuracy:
-        for point in record.points:
-            result = next((result for result in point.accuracy if result.task == base.task), None)
-            if result is None:
-                continue
-            cells = ["", ""]
-            if result is not base:
-                change = accuracy_change(base, result)
-                cells = [_percent(change.point), f"{_percent(change.low)}..{_percent(change.high)}"]
-            rows.append([base.task, point.label, base.main_metric, f"{result.mean():.4f}", *cells])
-    if not rows:
-        return None
-    sizes = [f"{base.task} {base.n_queries}{' (synthetic)' if base.synthetic else ''}" for base in record.points[0].accuracy]
-    note = f"Change: relative, in %, against the base in torch fp32, with its paired 95 % interval. Queries: {', '.join(sizes)}."
-    return Table("Accuracy after each step", ["task", "step", "metric", "value", "change", "interval"], rows, note)
 
 
 def _speed_cells(record: Record, point: Point, fastest: str | None, length: int) -> list[str]:

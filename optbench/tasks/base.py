@@ -4,12 +4,13 @@ import gzip
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import zip_longest
 from pathlib import Path
 from typing import Literal, TextIO
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from optbench.errors import TaskError
 
@@ -21,10 +22,14 @@ __all__ = [
     "PairData",
     "Ranking",
     "RetrievalData",
+    "calibrate_on_parts",
     "draw",
+    "files_of",
+    "load_tasks",
     "open_lines",
     "read_text",
     "shorten_to_queries",
+    "spare_texts",
 ]
 
 Gain = Literal["exponential", "linear"]
@@ -37,6 +42,8 @@ Ranking = Literal["judged", "full", "both"]
 FILE_BYTES_MAX = 512 * 1024 * 1024
 # BEIR's longest documents stay far below; a longer line is no corpus, and reading it whole would fill memory.
 LINE_CHARACTERS_MAX = 16 * 1024 * 1024
+# Calibration draws some hundred texts: out of so many documents at most.
+SAMPLED_DOCUMENTS = 200_000
 
 
 @dataclass(frozen=True)
@@ -53,6 +60,8 @@ class RetrievalData:
         gain: what a grade is worth in nDCG.
         ranking: what is ranked.
         relevant_from: the lowest grade that recall and reciprocal rank count as relevant.
+        without_itself: a document whose id is the query's own is not among its results, as where arguments answer arguments.
+        weight: of this task in the mean over tasks.
         attribution: license and source, as its owners want them named.
     """
 
@@ -65,6 +74,8 @@ class RetrievalData:
     gain: Gain = "exponential"
     ranking: Ranking = "full"
     relevant_from: int = 1
+    without_itself: bool = False
+    weight: float = 1.0
     attribution: str = ""
 
     @property
@@ -105,6 +116,7 @@ class PairData:
         second: the other sentence, in the same order.
         scores: the human score, in the same order; only its order counts.
         synthetic: made up, not collected.
+        weight: of this task in the mean over tasks.
         attribution: license and source.
     """
 
@@ -114,6 +126,7 @@ class PairData:
     second: Sequence[str]
     scores: Sequence[float]
     synthetic: bool = False
+    weight: float = 1.0
     attribution: str = ""
 
 
@@ -137,17 +150,30 @@ class BaseTask(BaseModel, ABC):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    weight: float = Field(
+        default=1.0, gt=0, allow_inf_nan=False, description="Its weight in the mean over tasks; its languages share it equally."
+    )
+
     @property
     @abstractmethod
     def name(self) -> str:
         """How records and tables call it."""
+
+    def parts(self) -> tuple["BaseTask", ...]:
+        """The task language by language, each a task that loads by itself; the task alone where it is in one language.
+
+        Raises:
+            TaskError: nothing is there.
+        """
+        return (self,)
 
     @abstractmethod
     def load(self) -> RetrievalData | PairData:
         """Read the task.
 
         Raises:
-            TaskError: a file is missing or broken; says which line, what was found and what was wanted.
+            TaskError: a file is missing or broken; says which line, what was found and what was wanted. Or the task has several
+                parts, each to be loaded by itself.
         """
 
     @abstractmethod
@@ -157,6 +183,75 @@ class BaseTask(BaseModel, ABC):
         Raises:
             TaskError: the task has no texts to spare.
         """
+
+
+def load_tasks(tasks: Iterable[BaseTask]) -> list[RetrievalData | PairData]:
+    """Read tasks, each language of a task by itself; a task that is named twice is read once, with its first weight.
+
+    Raises:
+        TaskError: as `BaseTask.load`; or two different tasks have one name, so that their results could not be told apart.
+    """
+    loaded: dict[str, RetrievalData | PairData] = {}
+    read: dict[str, BaseTask] = {}
+    for task in tasks:
+        parts = task.parts()
+        for part in parts:
+            options = part.model_copy(update={"weight": 1.0})
+            if read.get(part.name) == options:
+                continue
+            if part.name in read:
+                raise TaskError(f"two different tasks are called {part.name}; rename the file or folder of one, or leave one out")
+            read[part.name] = options
+            loaded[part.name] = replace(part.load(), weight=task.weight / len(parts))
+    return list(loaded.values())
+
+
+def calibrate_on_parts(parts: Sequence[BaseTask], n: int, seed: int) -> CalibrationTexts:
+    """Draw from every part in turn, so that each language has its share of the `n` queries and `n` documents.
+
+    Raises:
+        TaskError: a part has no texts to spare.
+    """
+    drawn = [part.calibration_texts(-(-n // len(parts)), seed) for part in parts]
+
+    def in_turn(columns: Sequence[Sequence[str]]) -> tuple[str, ...]:
+        return tuple(text for row in zip_longest(*columns) for text in row if text is not None)[:n]
+
+    return CalibrationTexts(
+        in_turn([each.queries for each in drawn]), in_turn([each.documents for each in drawn]), "; ".join(each.note for each in drawn)
+    )
+
+
+def spare_texts(data: RetrievalData, n: int, seed: int, where: str, queries: Iterable[str] = ()) -> CalibrationTexts:
+    """Unjudged documents, and queries that the test does not ask.
+
+    Args:
+        data: the test.
+        n: how many of each at most.
+        seed: of the draw.
+        where: the task, for messages.
+        queries: of another split; where none is left, beginnings of unjudged documents stand in, as long as real queries are.
+
+    Raises:
+        TaskError: every document is judged.
+    """
+    judged = {data.documents[document] for grades in data.relevance.values() for document in grades}
+    asked = set(data.queries.values())
+    # Every text of a corpus larger than memory would not fit: a sample of ids stands for it.
+    names = list(data.documents)
+    sampled = random.Random(seed).sample(names, min(len(names), SAMPLED_DOCUMENTS))  # noqa: S311  # a draw, not a secret
+    chosen = set(sampled)
+    unjudged = [text for text in (data.documents[name] for name in names if name in chosen) if text not in judged]
+    documents = draw(unjudged, n, seed, without=asked)
+    if not documents:
+        raise TaskError(f"{where}: every document is judged, so none is left to calibrate on; name another task")
+    note = f"{len(documents)} unjudged documents of {data.name}; "
+    spare = draw(queries, n, seed, without=asked)
+    if spare:
+        return CalibrationTexts(spare, documents, f"{note}{len(spare)} queries that the test does not ask")
+    lengths = [len(query.split()) for query in data.queries.values()]
+    spare = shorten_to_queries(unjudged, lengths, n, seed, without=asked | judged)
+    return CalibrationTexts(spare, documents, f"{note}no queries to spare: {len(spare)} beginnings of unjudged documents instead")
 
 
 def draw(texts: Iterable[str], n: int, seed: int, *, without: Iterable[str] = ()) -> tuple[str, ...]:
@@ -178,6 +273,20 @@ def shorten_to_queries(texts: Sequence[str], lengths: Sequence[int], n: int, see
     """
     generator = random.Random(seed)  # noqa: S311  # a draw, not a secret
     return draw((" ".join(text.split()[: generator.choice(lengths)]) for text in texts), n, seed, without=without)
+
+
+def files_of(path: Path, suffix: str, wanted: str) -> tuple[Path, ...]:
+    """A folder's files of that suffix in order of name; the path alone where it is no folder.
+
+    Raises:
+        TaskError: the folder has none.
+    """
+    if not path.is_dir():
+        return (path,)
+    found = tuple(sorted(file for file in path.iterdir() if file.suffix == suffix and file.is_file()))
+    if not found:
+        raise TaskError(f"{path}: holds no {suffix} file; {wanted} is wanted")
+    return found
 
 
 def read_text(path: Path, wanted: str) -> str:

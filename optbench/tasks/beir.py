@@ -1,8 +1,8 @@
 """Retrieval tasks in the BEIR folder layout, plain or gzipped.
 
-    corpus.jsonl[.gz]     {"_id", "title", "text"} a line
-    queries.jsonl[.gz]    {"_id", "text"} a line
-    qrels/<split>.tsv     query-id, corpus-id, score, with a header line
+    corpus.jsonl[.gz]         {"_id", "title", "text"} a line
+    queries.jsonl[.gz]        {"_id", "text"} a line
+    qrels/<split>.tsv[.gz]    query-id, corpus-id, score, with a header line
 
 Source: Thakur et al. 2021, "BEIR", arXiv:2104.08663.
 """
@@ -16,17 +16,8 @@ from typing import Any, Literal, Self
 from pydantic import Field
 
 from optbench.errors import TaskError
-from optbench.tasks.base import (
-    LINE_CHARACTERS_MAX,
-    BaseTask,
-    CalibrationTexts,
-    Gain,
-    Ranking,
-    RetrievalData,
-    draw,
-    open_lines,
-    shorten_to_queries,
-)
+from optbench.tasks.base import LINE_CHARACTERS_MAX, BaseTask, CalibrationTexts, Gain, Ranking, RetrievalData, open_lines, spare_texts
+from optbench.tasks.spool import keep_texts
 
 __all__ = ["Beir"]
 
@@ -74,13 +65,13 @@ class Beir(BaseTask):
         fields are left out unless they are judged, which is an error.
         """
         all_queries = {record["_id"]: record["text"] for record in _read_records(self.path, "queries", ("_id", "text"))}
-        documents = dict(self._documents())
+        documents = keep_texts((document, text) for document, text in self._documents() if text)
         relevance = self._judgments()
         qrels = self.path / "qrels" / f"{self.split}.tsv"
         for query, judged in relevance.items():
             if query not in all_queries:
                 raise TaskError(f"{qrels}: judges query {query!r}, which queries.jsonl lacks; add it, or name another split")
-            missing = next((document for document in judged if not documents.get(document)), None)
+            missing = next((document for document in judged if document not in documents), None)
             if missing is not None:
                 raise TaskError(
                     f"{qrels}: judges document {missing!r} for query {query!r}, but corpus.jsonl has no text for it in {self.text!r}"
@@ -89,7 +80,7 @@ class Beir(BaseTask):
             name=self.name,
             language=self.language,
             queries={query: all_queries[query] for query in relevance},
-            documents={document: text for document, text in documents.items() if text},
+            documents=documents,
             relevance=relevance,
             gain=self.gain,
             ranking=self.ranking,
@@ -102,20 +93,8 @@ class Beir(BaseTask):
         Where the folder has none of the latter, beginnings of unjudged documents stand in, as long as real queries are.
         """
         data = self.load()
-        judged = {data.documents[document] for grades in data.relevance.values() for document in grades}
-        asked = set(data.queries.values())
-        unjudged = [text for text in data.documents.values() if text not in judged]
-        documents = draw(unjudged, n, seed, without=asked)
-        if not documents:
-            raise TaskError(f"{self.path}: every document is judged in {self.split!r}, so none is left to calibrate on; name another task")
         others = (record["text"] for record in _read_records(self.path, "queries", ("_id", "text")) if record["_id"] not in data.queries)
-        queries = draw(others, n, seed, without=asked)
-        note = f"{len(documents)} unjudged documents of {self.name}; "
-        if queries:
-            return CalibrationTexts(queries, documents, f"{note}{len(queries)} queries outside split {self.split!r}")
-        lengths = [len(query.split()) for query in data.queries.values()]
-        queries = shorten_to_queries(unjudged, lengths, n, seed, without=asked | judged)
-        return CalibrationTexts(queries, documents, f"{note}no queries to spare: {len(queries)} beginnings of unjudged documents instead")
+        return spare_texts(data, n, seed, f"{self.path}, split {self.split!r}", others)
 
     def _documents(self) -> Iterator[tuple[str, str]]:
         fields = self.text.split()
@@ -124,13 +103,17 @@ class Beir(BaseTask):
 
     def _judgments(self) -> dict[str, dict[str, int]]:
         path = self.path / "qrels" / f"{self.split}.tsv"
+        if not path.is_file() and path.with_suffix(".tsv.gz").is_file():
+            path = path.with_suffix(".tsv.gz")
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-        except OSError as error:
-            found = ", ".join(sorted(file.stem for file in (self.path / "qrels").glob("*.tsv"))) or "none"
-            raise TaskError(f"{path}: {error.strerror}; splits that are there: {found}") from error
+            with open_lines(path) as file:
+                lines = file.read().splitlines()
         except UnicodeDecodeError as error:
             raise TaskError(f"{path}: not UTF-8 at byte {error.start}; tab-separated query-id, corpus-id, score wanted") from error
+        except (OSError, EOFError, zlib.error) as error:
+            found = ", ".join(sorted({file.name.partition(".tsv")[0] for file in (self.path / "qrels").glob("*.tsv*")})) or "none"
+            said = error.strerror if isinstance(error, OSError) and error.strerror else error
+            raise TaskError(f"{path}: {said}; splits that are there: {found}") from error
         relevance: dict[str, dict[str, int]] = {}
         for number, line in enumerate(lines, 1):
             cells = line.split("\t")

@@ -10,7 +10,7 @@ from typing import Literal
 from pydantic import Field
 
 from optbench.errors import TaskError
-from optbench.tasks.base import BaseTask, CalibrationTexts, PairData, read_text
+from optbench.tasks.base import BaseTask, CalibrationTexts, PairData, files_of, read_text
 
 __all__ = ["Sts"]
 
@@ -21,12 +21,16 @@ class Sts(BaseTask):
     """Sentence pairs with human scores, from a CSV file with or without a header."""
 
     task: Literal["sts"] = "sts"
-    path: Path = Field(description="A CSV file of sentence1,sentence2,score.")
+    path: Path = Field(description="A CSV file of sentence1,sentence2,score, or a folder of them by language.")
 
     @property
     def name(self) -> str:
         """`sts:` and the file's stem."""
         return f"sts:{self.path.stem}"
+
+    def parts(self) -> tuple["Sts", ...]:
+        """One task a file."""
+        return tuple(self.model_copy(update={"path": path}) for path in files_of(self.path, ".csv", WANTED))
 
     def load(self) -> PairData:
         """Read the pairs; a first line whose score is no number is the header."""

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from optbench.errors import TaskError
-from optbench.tasks.base import BaseTask, CalibrationTexts, RetrievalData, draw, read_text, shorten_to_queries
+from optbench.tasks.base import BaseTask, CalibrationTexts, RetrievalData, calibrate_on_parts, draw, files_of, read_text, shorten_to_queries
 
 __all__ = ["XquadR"]
 
@@ -26,12 +26,16 @@ class XquadR(BaseTask):
     """Answer-sentence retrieval from one XQuAD-R file."""
 
     task: Literal["xquadr"] = "xquadr"
-    path: Path = Field(description="A SQuAD JSON file with sentence_breaks, such as XQuAD-R's en.json.")
+    path: Path = Field(description="A SQuAD JSON file with sentence_breaks, such as XQuAD-R's en.json, or a folder of them by language.")
 
     @property
     def name(self) -> str:
         """`xquadr:` and the file's stem, which is the language."""
         return f"xquadr:{self.path.stem}"
+
+    def parts(self) -> tuple["XquadR", ...]:
+        """One task a file."""
+        return tuple(self.model_copy(update={"path": path}) for path in files_of(self.path, ".json", WANTED))
 
     def load(self) -> RetrievalData:
         """Read questions and sentences.
@@ -73,6 +77,8 @@ class XquadR(BaseTask):
 
     def calibration_texts(self, n: int, seed: int = 0) -> CalibrationTexts:
         """Sentences that answer no question, and beginnings of such sentences as long as real questions are."""
+        if self.path.is_dir():
+            return calibrate_on_parts(self.parts(), n, seed)
         data = self.load()
         answers = {document for judged in data.relevance.values() for document in judged}
         spare = [text for document, text in data.documents.items() if document not in answers]

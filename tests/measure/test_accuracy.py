@@ -16,12 +16,10 @@ from optbench.measure.accuracy import (
     AccuracyResult,
     Encode,
     accuracy_change,
-    embed_documents,
     embed_texts,
     measure_accuracy,
     spearman_by_pair,
 )
-from optbench.measure.ranking import rank_corpus, rank_pools
 from optbench.tasks import Beir, PairData, Retail, RetrievalData, Sts, XquadR
 
 DATA = Path(os.environ.get("OPTBENCH_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))
@@ -128,18 +126,6 @@ def test_model_with_one_vector_for_all_scores_at_chance_in_any_listing_order() -
     assert result.mean() == pytest.approx(chance, abs=0.063)
 
 
-def test_documents_of_another_model_can_be_the_index() -> None:
-    data = toy()
-    index = embed_documents(table_encoder(TOY_VECTORS), data)
-    queries_only = table_encoder({"query": [1.0, 0.0], "single": [0.0, 1.0]})
-    assert measure_accuracy(queries_only, data, document_embeddings=index) == measure_accuracy(table_encoder(TOY_VECTORS), data)
-
-
-def test_index_of_another_shape_is_refused() -> None:
-    with pytest.raises(MeasureError, match=r"toy: document vectors have shape \(3, 2\), \(4, 2\) wanted"):
-        measure_accuracy(table_encoder(TOY_VECTORS), toy(), document_embeddings=np.ones((3, 2), dtype=np.float32))
-
-
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), 0.0])
 def test_broken_vectors_are_an_error_that_names_the_text(bad: float) -> None:
     with pytest.raises(MeasureError, match="broken model: NaN, infinity or zero for 1 of 4 texts, first 'zero'"):
@@ -161,17 +147,6 @@ def test_task_without_rankable_queries_is_refused() -> None:
     data = RetrievalData("none", "en", {"q": "query"}, {"d": "zero"}, {"q": {"d": 0}}, ranking="full")
     with pytest.raises(TaskError, match="no query has a relevant document"):
         measure_accuracy(table_encoder(TOY_VECTORS), data)
-
-
-def test_corpus_ranking_in_blocks_equals_a_full_sort(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("optbench.measure.ranking.DOCUMENTS_PER_BLOCK", 7)
-    monkeypatch.setattr("optbench.measure.ranking.BLOCK_SCORES", 21)
-    generator = np.random.default_rng(3)
-    queries, documents = (generator.normal(size=(count, 8)).astype(np.float32) for count in (5, 50))
-    names = [f"d{number}" for number in range(50)]
-    expected = [tuple(names[row] for row in np.argsort(-scores)[:10]) for scores in queries @ documents.T]
-    assert rank_corpus(queries, documents, names, 10) == expected
-    assert rank_pools(queries, documents, names, [names] * 5, 10) == expected
 
 
 def result(values: Mapping[str, float], task: str = "toy") -> AccuracyResult:

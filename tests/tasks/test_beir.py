@@ -29,7 +29,10 @@ def write_folder(folder: Path, *, corpus: list[dict[str, Any]] = CORPUS, qrels: 
         else:
             (folder / f"{stem}.jsonl").write_bytes(content)
     (folder / "qrels").mkdir()
-    (folder / "qrels" / "test.tsv").write_text(qrels)
+    if gz:
+        (folder / "qrels" / "test.tsv.gz").write_bytes(gzip.compress(qrels.encode()))
+    else:
+        (folder / "qrels" / "test.tsv").write_text(qrels)
     return folder
 
 
@@ -87,7 +90,7 @@ def test_calibration_takes_unjudged_documents_and_unasked_queries(tmp_path: Path
     spare = Beir(path=write_folder(tmp_path)).calibration_texts(10)
     assert spare.queries == ("spare query",)
     assert spare.documents == ("Desk lamp warm light for reading",)
-    assert "1 queries outside split 'test'" in spare.note
+    assert "1 queries that the test does not ask" in spare.note
 
 
 def test_calibration_without_spare_queries_cuts_documents_to_query_length_and_says_so(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from optbench.errors import TaskError
-from optbench.tasks import Sts
+from optbench.tasks import Sts, load_tasks, parse_task
 
 
 def write(tmp_path: Path, content: str, name: str = "stsb-de-test.csv") -> Path:
@@ -46,3 +46,11 @@ def test_broken_lines_are_named(tmp_path: Path, content: str, message: str) -> N
 def test_calibration_is_refused_because_every_sentence_is_judged(tmp_path: Path) -> None:
     with pytest.raises(TaskError, match="none is left to calibrate on; name another task"):
         Sts(path=write(tmp_path, "a,b,1\nc,d,2\n")).calibration_texts(5)
+
+
+def test_folder_is_a_task_of_several_languages(tmp_path: Path) -> None:
+    for language in ("en", "de"):
+        write(tmp_path, "a,b,1\nc,d,2\n", f"stsb-{language}-test.csv")
+    data = load_tasks([Sts(path=tmp_path)])
+    assert [(each.name, each.language, each.weight) for each in data] == [("sts:stsb-de-test", "de", 0.5), ("sts:stsb-en-test", "en", 0.5)]
+    assert parse_task(str(tmp_path)) == Sts(path=tmp_path)

@@ -41,7 +41,7 @@ def test_union_is_told_apart_by_its_tag_and_forbids_extras() -> None:
     with pytest.raises(ValidationError, match="Extra inputs"):
         adapter.validate_python({"task": "retail", "rankings": "full"})
     with pytest.raises(ValidationError, match="union_tag_invalid"):
-        adapter.validate_python({"task": "mteb"})
+        adapter.validate_python({"task": "no-such"})
 
 
 def test_importing_tasks_and_measures_loads_nothing_heavy() -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from optbench.errors import TaskError
-from optbench.tasks import XquadR
+from optbench.tasks import XquadR, load_tasks, parse_task
 
 CONTEXT = "Rome has seven hills. Paris has one river. Nobody counted. Rome has seven hills."
 
@@ -61,3 +61,27 @@ def test_answer_outside_every_sentence_is_refused(tmp_path: Path) -> None:
 def test_what_is_not_squad_json_is_refused(tmp_path: Path, document: str) -> None:
     with pytest.raises(TaskError, match=r"en\.json: .*SQuAD JSON whose paragraphs have sentence_breaks"):
         XquadR(path=write(tmp_path, document)).load()
+
+
+def test_folder_is_a_task_of_several_languages(tmp_path: Path) -> None:
+    for language in ("en", "de"):
+        (tmp_path / f"{language}.json").write_text(json.dumps(make_document()))
+    task = XquadR(path=tmp_path, weight=4.0)
+    data = load_tasks([task, XquadR(path=tmp_path / "en.json")])  # English is there twice and read once
+    assert [(each.name, each.language, each.weight) for each in data] == [("xquadr:de", "de", 2.0), ("xquadr:en", "en", 2.0)]
+    spare = task.calibration_texts(2)
+    assert spare.documents == ("Nobody counted.", "Nobody counted.")  # one a language
+    assert parse_task(str(tmp_path)) == XquadR(path=tmp_path)
+
+
+def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
+    for folder in ("old", "new"):
+        (tmp_path / folder).mkdir()
+        write(tmp_path / folder, make_document())
+    with pytest.raises(TaskError, match="two different tasks are called xquadr:en; rename the file or folder of one"):
+        load_tasks([XquadR(path=tmp_path / folder / "en.json") for folder in ("old", "new")])
+
+
+def test_folder_without_files_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TaskError, match=r"holds no \.json file; SQuAD JSON"):
+        load_tasks([XquadR(path=tmp_path)])
