@@ -20,7 +20,7 @@ from optbench.base_source import PackageSource, PathSource, parse_source
 from optbench.checkpoint import read_body
 from optbench.engines import OpenVino
 from optbench.machine import read_machine
-from optbench.measure.accuracy import Side, accuracy_change, embed_documents, embed_queries, embed_texts, measure_accuracy
+from optbench.measure.accuracy import Index, Side, accuracy_change, embed_texts, measure_accuracy
 from optbench.measure.encoding import TextEncoder
 from optbench.measure.statistics import Change
 from optbench.steps import BaseStep, ConvertOpenvino, ExportOnnx, PruneStructured
@@ -30,6 +30,7 @@ from optbench.tasks.general import general_texts
 from optbench.tasks.retail import Retail
 
 TASKS = ("chorus", "xquadr/en.json", "xquadr/de.json", "stsb/stsb-en-test.csv")
+INDEXES: tuple[Index, ...] = ("own", "fp32")
 
 
 def sides(data: RetrievalData | PairData) -> tuple[list[str], list[str]]:
@@ -116,13 +117,8 @@ def main() -> None:
 
 def row(whole: TextEncoder, pruned: TextEncoder, data: RetrievalData | PairData) -> str:
     before = measure_accuracy(whole, data)
-    both = in_percent(accuracy_change(before, measure_accuracy(pruned, data)))
-    query_side = "-"
-    if isinstance(data, RetrievalData):
-        mixed = measure_accuracy(
-            pruned, data, document_embeddings=embed_documents(whole, data), query_embeddings=embed_queries(pruned, data)
-        )
-        query_side = in_percent(accuracy_change(before, mixed))
+    after = measure_accuracy(pruned, data, base=whole)
+    both, query_side = (in_percent(accuracy_change(before, after.on_index(index))) for index in INDEXES)
     task = f"{data.name} ({before.main_metric} {before.mean(before.main_metric):.4f})"
     return f"{task} | {both} | {query_side} | {cosine(whole, pruned, data)}"
 
