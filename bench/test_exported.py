@@ -1,47 +1,118 @@
-"""Latency of every exported artifact whose weights are here, at each of its recipe's lengths.
+"""Latency of the recipes by token length and engine, under pytest-benchmark.
 
-    pytest bench/ --benchmark-group-by=param:length --benchmark-json=latency.json
+    pytest bench/ --benchmark-json=latency.json
+    pytest bench/ --benchmark-autosave                # keep a run under .benchmarks/ ...
+    pytest bench/ --benchmark-compare                 # ... and set a later one against the last that was kept
+    pytest bench/ -k "minilm and openvino"
 
-For figures to compare with each other use `optbench apply` or `optbench measure`, which alternate between models.
+What is missing of all-MiniLM-L6-v2 and of gte-large's body (with random weights: the latency is true) is made through optbench's cache;
+another recipe takes part once its weights lie in exported/. Groups are by length and recipe. These figures are for one machine over time;
+to set models against each other use `optbench apply` or `optbench measure`, which alternate between them.
 """
 
+import functools
 from collections.abc import Iterator
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pytest
 
-from optbench.artifact import open_artifact
-from optbench.checkpoint import read_body
+from bench.artifacts import ROOT, Made, make_artifacts, user_cache
+from optbench.artifact import Artifact, open_artifact
 from optbench.encoder import choose_engine
-from optbench.engines import Session
-from optbench.machine import read_machine
-from optbench.record import newest_record
+from optbench.engines import Engine, OnnxRuntime, OpenVino, Session, Torch
+from optbench.measure.environment import check_environment
+from optbench.recipe import Recipe
+from optbench.recipe_file import load_recipe
+from optbench.tune.floor import ProbeResult, floor_ms
 
-EXPORTED = Path(__file__).parent.parent / "exported"
+EXPORTED = ROOT / "exported"
+MADE = ("minilm-l6", "gte-large")
 LENGTHS = (8, 16, 32, 64, 128)
+ENGINES = ("torch-fp32", "onnxruntime-fp32", "openvino-fp32", "recipe")
+# torch takes 0.7 s for 128 tokens of a large body.
+pytestmark = [pytest.mark.timeout(900), pytest.mark.filterwarnings("default")]
 
 
-def exported_folders() -> list[Path]:
-    """Folders with weights: a fresh checkout has the records alone."""
+@dataclass(frozen=True)
+class Opened:
+    """A model in an engine.
+
+    Attributes:
+        recipe: whose model it is.
+        weights: `random` ones give true latency and nothing else.
+        artifact: what is open.
+        engine: in what.
+        session: embeds.
+    """
+
+    recipe: Recipe
+    weights: str
+    artifact: Artifact
+    engine: Engine
+    session: Session
+
+
+@functools.cache
+def made(name: str) -> Made:
+    return make_artifacts(name, user_cache())
+
+
+def exported_weights() -> list[str]:
+    """Recipes whose weights lie in exported/: a fresh checkout has their records alone."""
     folders = [path.parent for path in sorted(EXPORTED.glob("*/manifest.json"))]
-    return [folder for folder in folders if any(folder.glob("onnx/*.onnx")) or any(folder.glob("openvino/*.bin"))]
+    return [folder.name for folder in folders if any(folder.glob("onnx/*.onnx")) or any(folder.glob("openvino/*.bin"))]
 
 
-@pytest.fixture(scope="module", params=exported_folders(), ids=lambda folder: folder.name)
-def opened(request: pytest.FixtureRequest) -> Iterator[tuple[Path, Session]]:
-    artifact = open_artifact(request.param)
-    session = choose_engine(artifact, None, {}).open(artifact)
-    yield request.param, session
+def cells() -> list[tuple[str, str]]:
+    """Recipe and engine: the baselines of those that are made, and every recipe's own artifact."""
+    others = [(name, "recipe") for name in exported_weights() if name not in MADE]
+    return [(name, engine) for name in MADE for engine in ENGINES] + others
+
+
+@pytest.fixture(scope="module", params=cells(), ids="-".join)
+def opened(request: pytest.FixtureRequest) -> Iterator[Opened]:
+    name, kind = request.param
+    if name in MADE:
+        whole = made(name)
+        final = whole.recipe.engine_for(whole.final.kind)
+        choices: dict[str, tuple[Artifact, Engine]] = {
+            "torch-fp32": (whole.base, Torch()),
+            "onnxruntime-fp32": (whole.export, OnnxRuntime()),
+            "openvino-fp32": (whole.export, OpenVino()),
+            "recipe": (whole.final, final),
+        }
+        recipe, weights, (artifact, engine) = whole.recipe, whole.weights, choices[kind]
+    else:
+        recipe, artifact = load_recipe(ROOT / "recipes" / f"{name}.yaml"), open_artifact(EXPORTED / name)
+        weights, engine = artifact.manifest.weights, choose_engine(artifact, None, {})
+    session = engine.open(artifact)
+    yield Opened(recipe, weights, artifact, engine, session)
     session.close()
 
 
+@pytest.fixture(scope="session")
+def noise() -> tuple[str, ...]:
+    """What disturbs timing on this machine now."""
+    return check_environment()
+
+
 @pytest.mark.parametrize("length", LENGTHS)
-def test_latency(benchmark: Any, opened: tuple[Path, Session], length: int) -> None:
-    folder, session = opened
-    vocabulary = read_body(folder).vocabulary
-    input_ids = np.random.default_rng(length).integers(5, vocabulary, (1, length), dtype=np.int64)
-    benchmark.extra_info |= {"machine": read_machine().model_dump(mode="json"), "weights": newest_record(folder).weights}
-    vector = benchmark(session.embed, input_ids, np.ones_like(input_ids))
+def test_latency(benchmark: Any, opened: Opened, length: int, probed: ProbeResult, noise: tuple[str, ...]) -> None:
+    body = opened.recipe.base.body
+    input_ids = np.random.default_rng(length).integers(5, body.vocabulary, (1, length), dtype=np.int64)
+    benchmark.group = f"{length:3} tokens, {opened.recipe.name}"
+    benchmark.extra_info |= {
+        "engine": opened.engine.model_dump(mode="json"),
+        "artifact_sha256": opened.artifact.sha256,
+        "weights": opened.weights,
+        "floor_int8_ms": floor_ms(body, length, 1, probed.peaks, "int8").ms,
+        "machine": probed.machine.model_dump(mode="json"),
+        "fingerprint": probed.machine.fingerprint,
+        "peaks": probed.peaks.model_dump(mode="json"),
+        "warnings": noise,
+    }
+    vector = benchmark(opened.session.embed, input_ids, np.ones_like(input_ids))
+    assert vector.shape == (1, body.hidden)
     assert np.isfinite(vector).all()

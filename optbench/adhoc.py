@@ -1,6 +1,7 @@
 """Measuring outside a recipe's run: any artifacts against each other, and a machine's floors."""
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,15 +9,15 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from optbench.artifact import open_artifact
-from optbench.boxes import matching_box
+from optbench.boxes import Box, box_name, matching_box
 from optbench.encoder import choose_engine, load
-from optbench.errors import EngineError
+from optbench.errors import EngineError, MachineError
 from optbench.evidence import query_rows, sample_texts, timing_warnings
 from optbench.machine import Isa, Machine
 from optbench.measure.accuracy import AccuracyResult, accuracy_change, measure_accuracy
 from optbench.measure.concurrency import run_scenarios
 from optbench.measure.encoding import TextEncoder
-from optbench.measure.environment import check_environment
+from optbench.measure.environment import check_environment, read_governors, read_turbo
 from optbench.measure.latency import Cell, Timing, measure_latency
 from optbench.measure.scenario_report import ScenarioReport
 from optbench.measure.stability import Stability, measure_stability
@@ -33,6 +34,7 @@ from optbench.tune.floor import Peaks, ProbeResult, floor_ms
 __all__ = [
     "Measured",
     "RecipeFloor",
+    "describe_box",
     "floors_of_recipes",
     "machine_table",
     "measure_artifact_scenarios",
@@ -196,6 +198,34 @@ def floors_of_recipes(recipes: Sequence[Recipe], peaks: Peaks, machine: Machine,
                 measured = f"{record.final.label}, {record.created}"
         found.append(RecipeFloor(recipe=recipe.name, floors_ms=floors, measured_ms=measured_ms, measured=measured))
     return found
+
+
+def describe_box(name: str, machine: Machine, root: Path = Path("/")) -> Box:
+    """This machine as a reference box, without limits: those are for its owner to set.
+
+    Args:
+        name: of the box.
+        machine: this one.
+        root: where `sys` lies.
+
+    Raises:
+        MachineError: the name is not safe as a file's, or this machine is a known box already.
+    """
+    checked, known = box_name(name), matching_box(machine)
+    if known is not None:
+        raise MachineError(f"box {name}: this machine is box {known.name} already; change that one's file instead")
+    governors = read_governors(root)
+    return Box(
+        name=checked,
+        cpu=f"^{re.escape(machine.cpu)}$",
+        cores=machine.cores,
+        isa=machine.isa,
+        # Cores under different governors have none in common.
+        governor=next(iter(governors)) if len(governors) == 1 else None,
+        turbo=read_turbo(root),
+        memory_gb=round(machine.memory_bytes / 2**30),
+        system=machine.system,
+    )
 
 
 def machine_table(result: ProbeResult) -> Table:

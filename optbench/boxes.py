@@ -8,10 +8,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from optbench.errors import MachineError
 from optbench.machine import Isa, Machine
 
-__all__ = ["Box", "Limits", "load_boxes", "matching_box"]
+__all__ = ["Box", "Limits", "box_name", "load_boxes", "matching_box", "write_box"]
 
 # In a wheel the files lie inside the package, in a checkout where DESIGN puts them.
 FOLDERS = (Path(__file__).parent / "boxes", Path(__file__).parent.parent / "bench" / "boxes")
+
+NAME = "[a-z0-9][a-z0-9._-]{0,63}"
 
 
 class Limits(BaseModel):
@@ -41,7 +43,7 @@ class Box(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
+    name: str = Field(pattern=f"^{NAME}$")
     cpu: str = Field(min_length=1)
     cores: int = Field(ge=1)
     isa: Isa
@@ -90,6 +92,44 @@ def load_boxes(folder: Path | None = None) -> tuple[Box, ...]:
             raise MachineError(f"{path}: name: {box.name} found, {path.stem} wanted, as the file is called; rename one of them")
         boxes.append(box)
     return tuple(boxes)
+
+
+def write_box(box: Box, folder: Path | None = None) -> Path:
+    """Write a box's file; a recipe can then name the box in its targets.
+
+    Args:
+        box: what to write.
+        folder: by default bench/boxes of the checkout that this optbench runs from.
+
+    Raises:
+        MachineError: a box of that name is there, which is never overwritten; no checkout; or the disk refuses.
+    """
+    from ruamel.yaml import YAML
+
+    home = folder or FOLDERS[1]
+    if not home.is_dir():
+        raise MachineError(f"{home}: no such folder; boxes are added in a checkout of optbench: run it from there")
+    path = home / f"{box.name}.yaml"
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write("# Written by optbench probe --write-box. limits takes {baseline_ms: ..., latency_ms: ...} by recipe.\n")
+            YAML().dump(box.model_dump(exclude_none=True), file)
+    except FileExistsError:
+        raise MachineError(f"{path}: is there already, and is not overwritten; choose another name, or move the file away") from None
+    except OSError as error:
+        raise MachineError(f"{path}: cannot be written: {error.strerror}; make {home} writable") from error
+    return path
+
+
+def box_name(text: str) -> str:
+    """A name that is safe as a file's.
+
+    Raises:
+        MachineError: it is not.
+    """
+    if re.fullmatch(NAME, text) is None:
+        raise MachineError(f"box name {text!r}: lower-case letters, digits, dots, - and _ are wanted, the first a letter or a digit")
+    return text
 
 
 def matching_box(machine: Machine) -> Box | None:

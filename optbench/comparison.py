@@ -266,7 +266,7 @@ def _floors(record: Record, peaks: Mapping[str, Peaks], weights: WeightFormat) -
     if own is None:
         raise RecordError(
             f"{where}: the peaks of its machine, {record.machine.cpu} ({fingerprint}), are not known; "
-            f"run optbench probe --json there and give its result"
+            "run optbench probe --json > peaks.json there, and give the file with --peaks"
         )
     if own.threads != record.threads:
         raise RecordError(f"{where}: ran on {record.threads} threads, the peaks given are of {own.threads}; probe with {record.threads}")

@@ -45,6 +45,12 @@ def peak_rss_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def _inherited(python: Path | None) -> dict[str, str]:
+    """This process's variables; for another interpreter without those that would show it this one's packages."""
+    hidden = () if python is None else ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
+    return {name: value for name, value in os.environ.items() if name not in hidden}
+
+
 class Worker:
     """A child process that serves one function.
 
@@ -52,13 +58,17 @@ class Worker:
     that is sent each request and yields its answer: see `serve`.
     """
 
-    def __init__(self, target: str, payload: Mapping[str, Any], environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, target: str, payload: Mapping[str, Any], environment: Mapping[str, str] | None = None, *, python: Path | None = None
+    ) -> None:
         """Start the process; it loads nothing until the first request.
 
         Args:
             target: `optbench.module:function`.
             payload: JSON-serializable argument.
             environment: variables set for the child only (`ONEDNN_MAX_CPU_ISA`, say).
+            python: the interpreter of another virtual environment, 3.11 or later, for libraries that cannot be installed
+                beside this one's; optbench itself need not be installed there.
         """
         self.target = target
         home = Path(__file__).parent.parent
@@ -71,12 +81,12 @@ class Worker:
         try:
             self._process = subprocess.Popen(
                 # -P: a folder that happens to be current, a stranger's model say, is not searched for modules.
-                [sys.executable, "-P", "-c", START, *map(str, (home, request_read, reply_write, os.getpid()))],
+                [str(python or sys.executable), "-P", "-c", START, *map(str, (home, request_read, reply_write, os.getpid()))],
                 stdin=subprocess.DEVNULL,
                 stdout=self._stderr,  # what a library prints must not reach optbench's stdout
                 stderr=self._stderr,
                 pass_fds=(request_read, reply_write),
-                env={**os.environ, **(environment or {})},
+                env={**_inherited(python), **(environment or {})},
             )
         except OSError as error:
             for file in (self._requests, self._replies, self._stderr):

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from optbench.boxes import Box, load_boxes, matching_box
+from optbench.adhoc import describe_box
+from optbench.boxes import Box, load_boxes, matching_box, write_box
 from optbench.errors import MachineError
 from optbench.machine import Machine
 from optbench.recipe_file import load_recipe
@@ -106,3 +107,47 @@ def test_bytes_that_are_no_text_are_an_error(tmp_path: Path) -> None:
 def test_missing_folder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(MachineError, match="no such folder"):
         load_boxes(tmp_path / "none")
+
+
+def test_machine_described_as_a_box_is_read_back_and_matches_itself_alone(tmp_path: Path) -> None:
+    machine = make("AMD Ryzen 9 7950X (16-Core)", cores=16)
+    cpufreq = tmp_path / "root/sys/devices/system/cpu/cpu0/cpufreq"
+    cpufreq.mkdir(parents=True)
+    (cpufreq / "scaling_governor").write_text("performance\n")
+    (cpufreq.parent.parent / "intel_pstate").mkdir()
+    (cpufreq.parent.parent / "intel_pstate/no_turbo").write_text("1\n")
+    path = write_box(describe_box("lab-2", machine, tmp_path / "root"), tmp_path)
+    assert path == tmp_path / "lab-2.yaml"
+    (box,) = load_boxes(tmp_path)
+    assert box.matches(machine)
+    assert not box.matches(make("AMD Ryzen 9 7950X (16-Core) Pro", cores=16))
+    assert (box.governor, box.turbo, box.memory_gb, box.system, box.limits) == ("performance", False, 32, "Linux 6.1", {})
+
+
+def test_box_of_a_machine_that_shows_neither_governor_nor_turbo_leaves_them_out(tmp_path: Path) -> None:
+    text = write_box(describe_box("lab", make("x", cores=2), tmp_path), tmp_path).read_text()
+    assert "governor" not in text
+    assert "turbo" not in text
+
+
+@pytest.mark.parametrize("name", ["../lab", "Lab", "", "a/b", ".lab", "lab\n", "a" * 65])
+def test_box_name_that_is_no_safe_file_name_is_refused(name: str) -> None:
+    with pytest.raises(MachineError, match="lower-case letters, digits"):
+        describe_box(name, make("x", cores=2))
+
+
+def test_box_is_never_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "lab.yaml").write_text(GOOD)
+    with pytest.raises(MachineError, match=r"lab.yaml: is there already, and is not overwritten"):
+        write_box(Box(name="lab", cpu="x", cores=1, isa="avx2"), tmp_path)
+    assert (tmp_path / "lab.yaml").read_text() == GOOD
+
+
+def test_second_box_of_one_machine_is_refused() -> None:
+    with pytest.raises(MachineError, match="this machine is box i9 already"):
+        describe_box("mine", make())
+
+
+def test_box_needs_a_checkout(tmp_path: Path) -> None:
+    with pytest.raises(MachineError, match="boxes are added in a checkout"):
+        write_box(Box(name="lab", cpu="x", cores=1, isa="avx2"), tmp_path / "none")

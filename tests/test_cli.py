@@ -172,6 +172,50 @@ def test_compare_shows_records_against_the_first(make_record: Callable[..., Reco
     assert run("compare", *map(str, paths)).returncode == 0
 
 
+def probed(path: Path, record: Record, threads: int = 2) -> Path:
+    """A file as `optbench probe --json` prints it on the record's machine."""
+    peaks = {"threads": threads, "read_gb_per_s": 50.0, "gemm_tops": {"fp32": 0.4, "int8": 1.6}}
+    document = {"schema_version": 1, "command": "probe", "machine": record.machine.model_dump(mode="json"), "peaks": peaks, "floors": []}
+    path.write_text(json.dumps(document))
+    return path
+
+
+def test_compare_across_machines_by_their_floors(make_record: Callable[..., Record], tmp_path: Path) -> None:
+    here = make_record()
+    there = make_record(candidate_ms=72.0, machine=here.machine.model_copy(update={"cpu": "another"}), created="2026-11-25T12:00:00Z")
+    paths = [str(write_record(record, tmp_path / "records")) for record in (here, there)]
+    assert "machine: " in run("compare", *paths).stderr
+    own = ["--normalize", "floor", "--peaks", str(probed(tmp_path / "here.json", here))]
+    unknown = run("compare", *paths, *own)
+    assert unknown.returncode == 2
+    assert "another" in unknown.stderr
+    assert "give the file with --peaks" in unknown.stderr
+    document = json.loads(run("compare", *paths, *own, "--peaks", str(probed(tmp_path / "there.json", there)), "--json").stdout)
+    first, second = (entry["relative"]["16"]["point"] for entry in document["entries"])
+    assert second == pytest.approx(2 * first, rel=0.02)
+
+
+@pytest.mark.parametrize(("content", "said"), [("{}", "machine: Field required"), ("[", "cannot be read as JSON")])
+def test_peaks_that_are_no_probe_are_a_clear_error(content: str, said: str, make_record: Callable[..., Record], tmp_path: Path) -> None:
+    path = str(write_record(make_record(), tmp_path / "records"))
+    (tmp_path / "peaks.json").write_text(content)
+    done = run("compare", path, path, "--normalize", "floor", "--peaks", str(tmp_path / "peaks.json"))
+    assert done.returncode == 2
+    assert said in done.stderr
+
+
+def test_peaks_without_normalize_are_refused(tmp_path: Path) -> None:
+    done = run("compare", "a", "b", "--peaks", "c")
+    assert done.returncode == 2
+    assert "--normalize floor" in done.stderr
+
+
+def test_box_name_with_a_path_in_it_is_refused() -> None:
+    done = run("probe", "--write-box", "../escape")
+    assert done.returncode == 2
+    assert "box name '../escape'" in done.stderr
+
+
 @pytest.mark.parametrize(("ms", "status"), [(36.0, 0), (48.0, 1)])
 def test_gate_exits_with_its_outcome(ms: float, status: int, make_record: Callable[..., Record], tmp_path: Path) -> None:
     old = write_record(make_record(candidate_ms=36.0), tmp_path / "old")

@@ -214,7 +214,7 @@ def test_floor_compares_machines_by_multiples_of_their_own(make_record: MakeReco
 @pytest.mark.parametrize(
     ("own", "change", "said"),
     [
-        (None, {}, r"the peaks of its machine, .* are not known; run optbench probe --json there"),
+        (None, {}, r"the peaks of its machine, .* are not known; run optbench probe --json > peaks.json there"),
         (peaks(threads=4), {}, r"ran on 2 threads, the peaks given are of 4"),
         (peaks(), {"isa": "avx2"}, r"was held to avx2"),
     ],

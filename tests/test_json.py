@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from optbench import adhoc, cli, runner
+from optbench import adhoc, boxes, cli, runner
 from optbench.machine import read_machine
 from optbench.measure.scenario_report import ScenarioReport
 from optbench.measure.stability import Stability, StabilityRow
@@ -122,8 +122,12 @@ def test_measure_and_stability_and_scenarios(monkeypatch: pytest.MonkeyPatch, ma
 def test_probe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     peaks = Peaks(threads=2, read_gb_per_s=40, gemm_tops={"fp32": 0.4, "int8": 1.6})
     monkeypatch.setattr(floor, "probe", lambda: floor.ProbeResult(machine=read_machine(), peaks=peaks))
-    document = printed("probe", RECIPE, "--output", str(tmp_path))
+    monkeypatch.setattr(boxes, "FOLDERS", (tmp_path / "wheel", tmp_path))
+    document = printed("probe", RECIPE, "--output", str(tmp_path / "exported"), "--write-box", "lab")
     check_keys("probe", document)
+    assert Path(document["box_path"]) == tmp_path / "lab.yaml"
+    assert boxes.matching_box(read_machine()) == boxes.load_boxes(tmp_path)[0]
+    check_keys("probe", printed("probe", RECIPE, "--output", str(tmp_path / "exported")))
     assert document["floors"][0].keys() == adhoc.RecipeFloor.model_fields.keys()
 
 

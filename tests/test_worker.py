@@ -28,6 +28,16 @@ def test_payload_and_requests_arrive_as_they_were_sent() -> None:
             assert worker.request(request) == {"payload": payload, "request": request}
 
 
+def test_interpreter_of_another_environment_serves_as_well(tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nexport THERE=yes\nexec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
+    with Worker("worker_targets:tell_environment", {"name": "THERE"}, HERE, python=python) as worker:
+        assert worker.request({}) == "yes"
+    with start("tell_environment", {"name": "THERE"}) as worker:
+        assert worker.request({}) is None
+
+
 @pytest.mark.parametrize("name", errors.__all__)
 def test_error_comes_back_as_its_own_class_with_its_own_words(name: str) -> None:
     with start("fail") as worker:

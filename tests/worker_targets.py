@@ -24,6 +24,11 @@ def echo(payload: dict[str, Any], progress: Progress) -> Iterator[Any]:
         request = yield {"payload": payload, "request": request}
 
 
+def tell_environment(payload: dict[str, Any], progress: Progress) -> Iterator[Any]:
+    yield
+    yield os.environ.get(payload["name"])
+
+
 def fail(payload: dict[str, Any], progress: Progress) -> Iterator[Any]:
     request: Any = yield
     while True:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from optbench.cli.options import CacheFolder, IsaOption, Json, Output, TaskOption, run_options
 from optbench.machine import Isa
@@ -48,23 +49,33 @@ def _parse_numbers(text: str, option: str) -> tuple[int, ...]:
 def probe(
     recipes: Annotated[list[Path] | None, typer.Argument(metavar="[RECIPE]...", help="Recipes to give the floor of.")] = None,
     output: Output = Path("exported"),
+    write_box: Annotated[
+        str | None, typer.Option("--write-box", metavar="NAME", help="Also describe this machine in bench/boxes/NAME.yaml.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Show what this machine can do, and per recipe and length the floor in ms and how far above it the artifact is."""
-    from optbench.adhoc import floors_of_recipes, machine_table
+    from optbench import boxes
+    from optbench.adhoc import describe_box, floors_of_recipes, machine_table
+    from optbench.machine import read_machine
     from optbench.recipe_file import load_recipe
     from optbench.tune.floor import probe as probe_machine
 
     loaded = [load_recipe(path) for path in recipes or []]
+    # Written first: a name that is refused is refused at once, and the table below knows the box.
+    box = None if write_box is None else boxes.write_box(describe_box(write_box, read_machine()))
     with watching() as watch:
         watch.begin("probe")
         result = probe_machine()
         watch.end(result.machine.cpu)
     floors = floors_of_recipes(loaded, result.peaks, result.machine, output)
     if as_json:
-        print_json("probe", **result.model_dump(mode="json"), floors=[floor.model_dump(mode="json") for floor in floors])
+        written = {} if box is None else {"box_path": str(box)}
+        print_json("probe", **result.model_dump(mode="json"), floors=[floor.model_dump(mode="json") for floor in floors], **written)
         return
     print_tables([machine_table(result), *(floor.table() for floor in floors)])
+    if box is not None:
+        Console().print(f"{box}: written; add the recipes' limits there", markup=False, highlight=False, soft_wrap=True)
 
 
 def stability(

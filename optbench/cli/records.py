@@ -1,7 +1,7 @@
 """Commands on records that judge one by another: compare, gate."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -13,14 +13,28 @@ __all__ = ["compare", "gate"]
 
 def compare(
     records: Annotated[list[Path], typer.Argument(metavar="RECORD|FOLDER...", help="Two or more; a folder gives its newest record.")],
+    normalize: Annotated[
+        Literal["none", "floor"],
+        typer.Option("--normalize", help="floor: multiples of each machine's floor, across machines and bodies."),
+    ] = "none",
+    peaks: Annotated[
+        list[Path] | None, typer.Option("--peaks", help="What optbench probe --json printed on a record's machine. Repeatable.")
+    ] = None,
+    floor_format: Annotated[
+        Literal["fp32", "bf16", "int8", "int4"], typer.Option("--floor-format", help="The weights that the floor is computed for.")
+    ] = "int8",
     as_json: Json = False,
 ) -> None:
     """Set records side by side: speed and accuracy against the first, with intervals. Refuses what cannot be compared."""
     from optbench.comparison import compare as compare_records
     from optbench.comparison import comparison_tables
     from optbench.record import find_record
+    from optbench.tune.floor import read_probe
 
-    comparison = compare_records([find_record(path) for path in records])
+    if peaks and normalize == "none":
+        raise typer.BadParameter("are used by --normalize floor alone; add it, or leave them out", param_hint="--peaks")
+    known = {probe.machine.fingerprint: probe.peaks for probe in map(read_probe, peaks or [])}
+    comparison = compare_records([find_record(path) for path in records], normalize, peaks=known, floor_format=floor_format)
     if as_json:
         print_json("compare", **comparison.model_dump(mode="json"))
         return

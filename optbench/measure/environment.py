@@ -9,7 +9,7 @@ from pathlib import Path
 
 from optbench.machine import cpu_quota
 
-__all__ = ["check_environment"]
+__all__ = ["check_environment", "read_governors", "read_turbo"]
 
 # How long the machine is watched for other programs: 25 ticks of the kernel's clock a CPU.
 WATCH_SECONDS = 0.25
@@ -46,18 +46,28 @@ def _read(path: Path) -> str | None:
         return None
 
 
+def read_governors(root: Path = Path("/")) -> frozenset[str]:
+    """The cpufreq governors of all CPUs; empty where the machine shows none."""
+    return frozenset(text for path in (root / CPUS).glob("cpu[0-9]*/cpufreq/scaling_governor") if (text := _read(path)))
+
+
+def read_turbo(root: Path = Path("/")) -> bool | None:
+    """Whether turbo is on; None where the machine does not show it."""
+    # Intel's driver says whether turbo is off, the others whether it is on.
+    shown = {"intel_pstate/no_turbo": "0", "cpufreq/boost": "1"}
+    found = [text == on for name, on in shown.items() if (text := _read(root / CPUS / name)) is not None]
+    return any(found) if found else None
+
+
 def _check_governor(root: Path) -> list[str]:
-    governors = {text for path in (root / CPUS).glob("cpu[0-9]*/cpufreq/scaling_governor") if (text := _read(path))}
-    others = sorted(governors - {"performance"})
+    others = sorted(read_governors(root) - {"performance"})
     if not others:
         return []
     return [f"the CPU frequency follows the load (governor {', '.join(others)}); run: cpupower frequency-set -g performance"]
 
 
 def _check_turbo(root: Path) -> list[str]:
-    # Intel's driver says whether turbo is off, the others whether it is on.
-    on = _read(root / CPUS / "intel_pstate" / "no_turbo") == "0" or _read(root / CPUS / "cpufreq" / "boost") == "1"
-    return ["turbo is on: the frequency falls as the CPU warms up, so compare figures of one run only"] if on else []
+    return ["turbo is on: the frequency falls as the CPU warms up, so compare figures of one run only"] if read_turbo(root) else []
 
 
 def _check_throttling(root: Path) -> list[str]:

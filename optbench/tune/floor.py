@@ -1,17 +1,29 @@
 """The floor: milliseconds that no program on this machine can go below, from what the machine reaches at best."""
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from optbench.checkpoint import Body
-from optbench.errors import MeasureError
+from optbench.errors import MachineError, MeasureError
 from optbench.machine import Machine, read_machine
 from optbench.tune.peaks import Arithmetic, Peaks, measure_peaks
 
-__all__ = ["Floor", "Peaks", "ProbeResult", "WeightFormat", "body_macs", "floor_ms", "measure_peaks", "probe"]
+__all__ = [
+    "Floor",
+    "Peaks",
+    "ProbeResult",
+    "WeightFormat",
+    "body_macs",
+    "floor_ms",
+    "measure_peaks",
+    "probe",
+    "read_probe",
+]
 
 WeightFormat = Literal["fp32", "bf16", "int8", "int4"]
 # Bits a weight, and the arithmetic of the products. Scales are left out: a floor may be too low, never too high.
@@ -96,3 +108,23 @@ def probe(threads: int | None = None, progress: Callable[[str, float | None], No
         progress: called with a phrase and the share done.
     """
     return ProbeResult(machine=read_machine(), peaks=measure_peaks(threads, progress))
+
+
+def read_probe(path: Path) -> ProbeResult:
+    """What `optbench probe --json` printed, on this machine or another.
+
+    Raises:
+        MachineError: missing, not JSON, or of another command.
+    """
+    try:
+        document = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise MachineError(f"{path}: cannot be read as JSON ({error}); run optbench probe --json > {path.name} on that machine") from error
+    parts = {name: document[name] for name in ("machine", "peaks") if name in document} if isinstance(document, dict) else {}
+    try:
+        return ProbeResult.model_validate(parts)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise MachineError(
+            f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}; what optbench probe --json prints is wanted"
+        ) from error
