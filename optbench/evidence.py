@@ -109,8 +109,10 @@ class NumbersGauge:
             self._before = vectors
             if self._base is None:
                 self._base = vectors
-            if to_source is not None:
-                self._check_floor(stage, to_source)
+            if to_source is not None and to_base is not None:
+                # What recovers towards the base moves on purpose: it is judged by how near to the base it came.
+                recovers = stage.step is not None and stage.step.needs_base
+                self._check_floor(stage, *((to_base, "the base") if recovers else (to_source, "the step's source")))
             accuracy: tuple[AccuracyResult, ...] = ()
             if stage.artifact.weights == "real":
                 accuracy = self._accuracy(stage, encode)
@@ -131,12 +133,12 @@ class NumbersGauge:
         with TextEncoder(base, engine, self._cache.embeddings, isa=isa) as base_encode:
             return tuple(measure_accuracy(encode, data, base=base_encode, on_window=encode.begin_part) for data in self.data)
 
-    def _check_floor(self, stage: Stage, fidelity: Fidelity) -> None:
+    def _check_floor(self, stage: Stage, fidelity: Fidelity, reference: str) -> None:
         floor = self._recipe.fidelity
         if fidelity.mean >= floor.cosine_mean_min and fidelity.minimum >= floor.cosine_min:
             return
         said = (
-            f"{stage.label}: moved the embeddings too far: cosine to the step's source is {fidelity.mean:.4f} in the mean and "
+            f"{stage.label}: moved the embeddings too far: cosine to {reference} is {fidelity.mean:.4f} in the mean and "
             f"{fidelity.minimum:.4f} at worst over {fidelity.n_texts} texts, where the recipe wants {floor.cosine_mean_min} and "
             f"{floor.cosine_min}"
         )

@@ -61,6 +61,11 @@ class Cache:
         """What layers cost in milliseconds, one JSON file a key."""
         return self.root / "layer_times"
 
+    @property
+    def unfinished(self) -> Path:
+        """What steps that were killed go on from, one folder a key."""
+        return self.root / "unfinished"
+
     def artifact(self, key: str) -> Path:
         """The artifact of a key, present or not."""
         return self.artifacts / key
@@ -133,6 +138,9 @@ def step_key(
     engine: Mapping[str, object],
     folder: Path = Path(),
     layer_times: LayerTimes | None = None,
+    *,
+    base_sha256: str | None = None,
+    judged_sha256: str | None = None,
 ) -> str:
     """The cache key of a step on a source: anything that may change its output is in it.
 
@@ -144,6 +152,8 @@ def step_key(
         engine: the engine that prices, for steps that ask for a price.
         folder: what relative paths in the step's options are relative to.
         layer_times: for a step with a latency target.
+        base_sha256: of the recipe's base, for steps that read it.
+        judged_sha256: of the tasks' texts, for steps that must not train on them.
 
     Raises:
         TaskError: a file that the step reads is missing.
@@ -157,6 +167,10 @@ def step_key(
         list(calibration) if step.needs_calibration else None,
         [machine.fingerprint, engine] if step.needs_price else None,
     ]
+    if step.needs_base:
+        parts.append(base_sha256)
+    if step.needs_judged:
+        parts.append(judged_sha256)
     files = step.files(folder)
     if files:
         parts.append({name: hash_file(path) for name, path in files.items()})
@@ -217,6 +231,7 @@ def make_plan(
     weights: str = "real",
     base: str | None = None,
     calibration: Sequence[str] = (),
+    judged_sha256: str | None = None,
     from_step: str | None = None,
 ) -> Plan:
     """Plan a run of the recipe; nothing is verified, loaded or written."""
@@ -240,7 +255,17 @@ def make_plan(
             # A step whose layers are still to be timed has no key yet: it runs.
             in_ms = isinstance(step, PruneStructured) and step.needs_layer_times
             if not in_ms or times is not None:
-                own_key = step_key(step, given, machine, calibration, engine, recipe.folder, times if in_ms else None)
+                own_key = step_key(
+                    step,
+                    given,
+                    machine,
+                    calibration,
+                    engine,
+                    recipe.folder,
+                    times if in_ms else None,
+                    base_sha256=source,
+                    judged_sha256=judged_sha256,
+                )
         cached = own_key is not None and cache.has(own_key) and index < forced
         sources[index] = read_manifest_sha256(cache.artifact(own_key)) if cached and own_key else None
         takes = Kind.CHECKPOINT if index <= 0 else recipe.steps[index - 1].gives

@@ -30,10 +30,10 @@ from optbench.plan import Cache, Plan, make_plan, start_index
 from optbench.recipe import Recipe
 from optbench.record import Record, write_record
 from optbench.report.card import render_card
-from optbench.stages import Listener, calibration_texts, make_base, make_stage, sweep_staging
+from optbench.stages import Listener, calibration_texts, make_base, make_stage, sweep_staging, texts_not_to_train_on
 from optbench.steps import ExportOnnx, PruneStructured
 from optbench.steps.pruning.latency import LayerTimes
-from optbench.tasks import Task
+from optbench.tasks import JudgedTexts, Task
 from optbench.verdict import Verdict, judge
 
 __all__ = ["Applied", "Options", "apply", "plan"]
@@ -86,10 +86,10 @@ class Applied:
 
 def plan(recipe: Recipe, options: Options) -> Plan:
     """What `apply` would do, without doing it."""
-    return _plan(recipe, options, calibration_texts(recipe))
+    return _plan(recipe, options, calibration_texts(recipe), texts_not_to_train_on(recipe, (*recipe.tasks, *options.tasks)))
 
 
-def _plan(recipe: Recipe, options: Options, calibration: Sequence[str]) -> Plan:
+def _plan(recipe: Recipe, options: Options, calibration: Sequence[str], judged: JudgedTexts) -> Plan:
     return make_plan(
         recipe,
         options.cache,
@@ -97,6 +97,7 @@ def _plan(recipe: Recipe, options: Options, calibration: Sequence[str]) -> Plan:
         weights=options.weights,
         base=options.base,
         calibration=calibration,
+        judged_sha256=judged.sha256,
         from_step=options.from_step,
     )
 
@@ -154,7 +155,8 @@ def _apply_locked(recipe: Recipe, options: Options, listener: Listener) -> Appli
     cache = options.cache
     sweep_staging(cache)
     calibration = calibration_texts(recipe)
-    free_disk(cache.root, _plan(recipe, options, calibration).missing_bytes, f"recipe {recipe.name}")
+    judged = texts_not_to_train_on(recipe, (*recipe.tasks, *options.tasks))
+    free_disk(cache.root, _plan(recipe, options, calibration, judged).missing_bytes, f"recipe {recipe.name}")
     forced = start_index(recipe, options.from_step)
     gauge = NumbersGauge(recipe, (*recipe.tasks, *options.tasks), cache, options.weights, options.isa, listener)
 
@@ -173,6 +175,8 @@ def _apply_locked(recipe: Recipe, options: Options, listener: Listener) -> Appli
             calibration=calibration,
             force=index >= forced,
             layer_times=obtain_layer_times(recipe, cache, listener, calibration) if in_ms else None,
+            base=base.artifact,
+            judged=judged,
         )
         stages.append(stage)
         numbers.append(gauge.measure(stage))

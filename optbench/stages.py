@@ -5,19 +5,21 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import psutil
+from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from optbench.artifact import Artifact, Weights, open_artifact, read_manifest_sha256, seal
 from optbench.base_model import Base, base_key, obtain_base
 from optbench.checkpoint import read_body
 from optbench.engines import Engine
-from optbench.errors import ArtifactError, StepError
+from optbench.errors import ArtifactError, MachineError, StepError
 from optbench.machine import full_disk_errors, read_machine
 from optbench.measure.latency import price_folders
 from optbench.plan import Cache, step_key
@@ -25,10 +27,11 @@ from optbench.recipe import Recipe
 from optbench.steps import Step
 from optbench.steps.base import StepContext, StepReport
 from optbench.steps.pruning.latency import LayerTimes
+from optbench.tasks import JudgedTexts, Task, judged_texts
 from optbench.tasks.general import general_texts
 from optbench.worker import Worker, peak_rss_bytes
 
-__all__ = ["Listener", "Made", "Stage", "calibration_texts", "make_base", "make_stage", "sweep_staging"]
+__all__ = ["Listener", "Made", "Stage", "calibration_texts", "make_base", "make_stage", "sweep_staging", "texts_not_to_train_on"]
 
 logger = logging.getLogger(__name__)
 
@@ -88,6 +91,11 @@ def calibration_texts(recipe: Recipe) -> list[str]:
     return [*queries, *documents[: wanted - len(queries)], *general]
 
 
+def texts_not_to_train_on(recipe: Recipe, tasks: Sequence[Task]) -> JudgedTexts:
+    """What the tasks ask and judge, where a step of the recipe needs to know; nothing is read where none does."""
+    return judged_texts(tasks) if any(step.needs_judged for step in recipe.steps) else JudgedTexts()
+
+
 def sweep_staging(cache: Cache) -> None:
     """Remove what runs that are no longer alive left half-filled; a staging folder is named by its process id."""
     for folder in cache.staging.glob("*"):
@@ -99,6 +107,27 @@ def sweep_staging(cache: Cache) -> None:
 def _staging(cache: Cache) -> tempfile.TemporaryDirectory[str]:
     cache.staging.mkdir(parents=True, exist_ok=True)
     return tempfile.TemporaryDirectory(prefix=f"{os.getpid()}-", dir=cache.staging, ignore_cleanup_errors=True)
+
+
+@contextmanager
+def _kept_folder(cache: Cache, key: str, label: str) -> Iterator[Path]:
+    """The folder that a step goes on from after a kill, for one run at a time; the kernel lets go of it however that ends."""
+    folder = cache.unfinished / key
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise MachineError(f"{label}: another run is making this very result in {cache.root}; wait for it, and it is found there") from None
+    try:
+        yield folder
+    finally:
+        lock.release()
+
+
+def _forget(folder: Path | None) -> None:
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def serve_base(payload: dict[str, Any], progress: Callable[[str, float | None], None]) -> Generator[Any, dict[str, Any], None]:
@@ -150,6 +179,9 @@ def serve_step(payload: dict[str, Any], progress: Callable[[str, float | None], 
         layer_times=LayerTimes.model_validate(payload["layer_times"]) if payload["layer_times"] else None,
         progress=progress,
         folder=Path(payload["folder"]),
+        base=open_artifact(Path(payload["base"]), verify=False) if payload["base"] else None,
+        judged=JudgedTexts(**payload["judged"]),
+        unfinished=Path(payload["unfinished"]) if payload["unfinished"] else None,
     )
     start = time.perf_counter()
     with full_disk_errors(out):
@@ -169,6 +201,8 @@ def make_stage(
     calibration: Sequence[str],
     force: bool,
     layer_times: LayerTimes | None = None,
+    base: Artifact | None = None,
+    judged: JudgedTexts | None = None,
 ) -> Stage:
     """Find a step's result in the cache, or run the step.
 
@@ -182,6 +216,8 @@ def make_stage(
         calibration: texts, prompts in front.
         force: run it even if the cache has it.
         layer_times: for a step with a latency target.
+        base: the recipe's base, for steps that read it.
+        judged: the tasks' texts, for steps that must not train on them.
 
     Raises:
         StepError: from the step, with its label in front.
@@ -189,13 +225,26 @@ def make_stage(
     """
     listener.begin(label)
     engine = recipe.engine_for(step.gives).model_dump(mode="json")
-    key = step_key(step, source.sha256, read_machine(), calibration, engine, recipe.folder, layer_times)
+    judged = judged or JudgedTexts()
+    base_sha256 = base.sha256 if base is not None else None
+    key = step_key(
+        step,
+        source.sha256,
+        read_machine(),
+        calibration,
+        engine,
+        recipe.folder,
+        layer_times,
+        base_sha256=base_sha256,
+        judged_sha256=judged.sha256,
+    )
     if not force:
         found = _find(cache, key, step, label)
         if found is not None:
             listener.end("cached")
             return found
-    with _staging(cache) as staging:
+    kept = _kept_folder(cache, key, label) if step.resumes else nullcontext()
+    with _staging(cache) as staging, kept as unfinished:
         out, scratch = Path(staging) / "out", Path(staging) / "scratch"
         out.mkdir()
         scratch.mkdir()
@@ -209,11 +258,15 @@ def make_stage(
             "lengths": list(recipe.workload.lengths),
             "folder": str(recipe.folder),
             "layer_times": layer_times.model_dump(mode="json") if layer_times else None,
+            "base": str(base.path) if base is not None and step.needs_base else None,
+            "judged": asdict(judged) if step.needs_judged else {},
+            "unfinished": str(unfinished) if unfinished is not None else None,
         }
         try:
             with Worker("optbench.stages:serve_step", payload) as worker:
                 made = Made.model_validate(worker.request({}, listener.update))
         except StepError as error:
+            _forget(unfinished)
             raise StepError(f"{label}: {error}") from error
         listener.update("sealing", None)
         # The report goes first: an artifact without its report would be made again, and that is safe.
@@ -224,6 +277,7 @@ def make_stage(
             draft.write_text(made.model_dump_json(), encoding="utf-8")
         draft.replace(report)
         artifact = seal(out, cache.artifact(key), step.gives, source.weights, read_body(out).layer_sizes)
+        _forget(unfinished)
     listener.end(f"{made.seconds:.1f} s, peak {made.peak_rss_bytes / 1e9:.2f} GB")
     return Stage(label, step, artifact, made, cached=False)
 

@@ -26,7 +26,9 @@ HEAVY = (
     "vl_convert",
     "jinja2",
     "mteb",
+    "sentence_transformers",
     "datasets",
+    "accelerate",
 )
 
 FOUNDATION = {"errors", "artifact", "machine"}

@@ -8,7 +8,9 @@ from optbench.steps.base import BaseStep, StepContext, StepReport
 from optbench.steps.compress_tables import CompressTables
 from optbench.steps.compress_weights import CompressWeights
 from optbench.steps.convert_openvino import ConvertOpenvino
+from optbench.steps.distill import Distill
 from optbench.steps.export_onnx import ExportOnnx
+from optbench.steps.finetune import Finetune
 from optbench.steps.fuse_graph import FuseGraph
 from optbench.steps.prune_structured import PruneStructured
 from optbench.steps.quantize_dynamic import QuantizeDynamic
@@ -21,7 +23,9 @@ __all__ = [
     "CompressTables",
     "CompressWeights",
     "ConvertOpenvino",
+    "Distill",
     "ExportOnnx",
+    "Finetune",
     "FuseGraph",
     "PruneStructured",
     "QuantizeDynamic",
@@ -35,6 +39,8 @@ __all__ = [
 
 Step = Annotated[
     PruneStructured
+    | Distill
+    | Finetune
     | TrimVocabulary
     | ExportOnnx
     | FuseGraph

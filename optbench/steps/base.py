@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, JsonValue
 from optbench.artifact import Artifact, Kind
 from optbench.machine import Machine
 from optbench.steps.pruning.latency import LayerTimes
+from optbench.tasks import JudgedTexts
 
 __all__ = ["BaseStep", "Price", "Refusal", "StepContext", "StepReport"]
 
@@ -51,6 +52,10 @@ class StepContext:
         price: times candidate folders (each in an artifact's layout) against each other on this machine.
         progress: called with a phrase and, where known, the share done in 0..1.
         folder: what relative paths in the options are relative to: where the recipe lies.
+        base: the recipe's base, for steps that need it: the checkpoint that training recovers towards.
+        judged: what the run's tasks ask and judge, which training must not see.
+        unfinished: a folder that outlives a killed run and that the same step on the same source finds again; removed once the step
+            has succeeded or refused.
     """
 
     scratch: Path
@@ -60,6 +65,9 @@ class StepContext:
     layer_times: LayerTimes | None = None
     progress: Callable[[str, float | None], None] = field(default=lambda message, share: None)
     folder: Path = Path()
+    base: Artifact | None = None
+    judged: JudgedTexts = field(default_factory=JudgedTexts)
+    unfinished: Path | None = None
 
 
 class BaseStep(BaseModel, ABC):
@@ -74,6 +82,9 @@ class BaseStep(BaseModel, ABC):
         libraries: distributions whose versions are part of the cache key.
         needs_calibration: whether it reads `context.calibration_texts`.
         needs_price: whether it calls `context.price`; its result then belongs to this machine, and so does its cache key.
+        needs_base: whether it reads `context.base`, whose hash is then part of its cache key.
+        needs_judged: whether it reads `context.judged`; the texts are then part of its cache key.
+        resumes: whether it keeps what it needs to go on after a kill in `context.unfinished`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -84,6 +95,9 @@ class BaseStep(BaseModel, ABC):
     libraries: ClassVar[tuple[str, ...]]
     needs_calibration: ClassVar[bool] = False
     needs_price: ClassVar[bool] = False
+    needs_base: ClassVar[bool] = False
+    needs_judged: ClassVar[bool] = False
+    resumes: ClassVar[bool] = False
 
     def files(self, folder: Path) -> Mapping[str, Path]:
         """Files that it reads besides its source, by the name the recipe gives them; their bytes are part of the cache key.

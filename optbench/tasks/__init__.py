@@ -11,6 +11,7 @@ from pydantic import Field
 from optbench.errors import TaskError
 from optbench.tasks.base import BaseTask, CalibrationTexts, PairData, RetrievalData, load_tasks
 from optbench.tasks.beir import Beir
+from optbench.tasks.judged import JudgedTexts, judged_texts
 from optbench.tasks.mteb import Mteb
 from optbench.tasks.retail import Retail
 from optbench.tasks.sts import Sts
@@ -20,6 +21,7 @@ __all__ = [
     "BaseTask",
     "Beir",
     "CalibrationTexts",
+    "JudgedTexts",
     "Mteb",
     "PairData",
     "Retail",
@@ -27,6 +29,7 @@ __all__ = [
     "Sts",
     "Task",
     "XquadR",
+    "judged_texts",
     "load_tasks",
     "parse_task",
 ]

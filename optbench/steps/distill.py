@@ -1,0 +1,164 @@
+"""Recover what making a model smaller has cost: train it towards the recipe's base on texts without labels."""
+
+import random
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from optbench.artifact import Artifact, Kind
+from optbench.checkpoint import read_body, read_prompts
+from optbench.errors import StepError
+from optbench.steps.base import BaseStep, StepContext, StepReport
+from optbench.steps.training.distillation import distillation_loss, map_layers, teacher_vectors
+from optbench.steps.training.model import build_trainable, check_extra, torch_body, use_bf16
+from optbench.steps.training.texts import check_known, check_not_judged, read_texts, text_files
+from optbench.steps.training.trainer import Plan, Trained, length_grouped, train
+from optbench.torch_model import save_torch_model
+from optbench.worker import peak_rss_bytes
+
+__all__ = ["Distill"]
+
+HELD_OUT_MIN, HELD_OUT_MAX = 8, 1000
+
+
+class Distill(BaseStep):
+    """Train a checkpoint to give the embeddings of the recipe's base.
+
+    The texts are the recipe's calibration texts and those of `texts`; what the tasks ask or judge is refused. Tables stay as they
+    are. A part of the texts is held out and decides which weights are kept. A run that was killed goes on from its last checkpoint.
+    """
+
+    takes: ClassVar[frozenset[Kind]] = frozenset({Kind.CHECKPOINT})
+    gives: ClassVar[Kind] = Kind.CHECKPOINT
+    version: ClassVar[int] = 1
+    libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers", "sentence-transformers", "accelerate", "tokenizers")
+    needs_calibration: ClassVar[bool] = True
+    needs_base: ClassVar[bool] = True
+    needs_judged: ClassVar[bool] = True
+    resumes: ClassVar[bool] = True
+
+    step: Literal["distill"] = "distill"
+    texts: tuple[Path, ...] = Field(
+        default=(),
+        description=(
+            "More texts: .txt (a text a line), .jsonl (text, perhaps title), either perhaps .gz, or a BEIR folder, of which its test's "
+            "texts are left out; relative to the recipe."
+        ),
+    )
+    max_texts: int = Field(default=200_000, ge=16, description="At most so many texts of each source, drawn with the seed.")
+    epochs: int = Field(default=3, ge=1, le=1000, description="Passes over the texts, if the minutes allow.")
+    minutes: float | None = Field(
+        default=None, gt=0, description="Time for training; the schedule then follows the clock. As long as the epochs take when left out."
+    )
+    batch: int = Field(default=64, ge=1, le=4096, description="Texts a step.")
+    learning_rate: float = Field(default=3e-4, gt=0, lt=1, description="AdamW's, at its highest.")
+    warmup: float = Field(
+        default=0.05, gt=0, lt=1, description="Share of the training in which the learning rate rises; then it falls to 0."
+    )
+    weight_decay: float = Field(default=0.01, ge=0, lt=1)
+    embedding_weight: float = Field(default=1.0, ge=0, description="Of 1 - cosine to the base's embedding.")
+    hidden_weight: float = Field(default=1.0, ge=0, description="Of the distance of all tokens' states after each layer; 0 leaves it out.")
+    relation_weight: float = Field(
+        default=0.0, ge=0, description="Of the divergence of the last layer's attention relations; 0 leaves it out."
+    )
+    layer_map: tuple[int, ...] | None = Field(
+        default=None, description="The base's layer, from 0, that each layer answers to; spread evenly when left out."
+    )
+    held_out: float = Field(default=0.02, gt=0, lt=0.5, description="Share of the texts that is not trained on and decides what is kept.")
+    evaluations: int = Field(default=10, ge=1, le=1000, description="Looks at the held-out part; a checkpoint is kept at each.")
+    patience: int = Field(default=3, ge=1, description="Looks without a gain after which training stops.")
+    precision: Literal["auto", "fp32", "bf16"] = Field(default="auto", description="Arithmetic; auto is bf16 where the CPU multiplies it.")
+    seed: int = Field(default=0, ge=0)
+
+    def files(self, folder: Path) -> Mapping[str, Path]:
+        """The files of `texts`."""
+        return {f"{path}: {name}": file for path in self.texts for name, file in text_files(folder / path).items()}
+
+    def run(self, source: Artifact, out: Path, context: StepContext) -> StepReport:
+        """Train `source` towards `context.base`.
+
+        Raises:
+            TaskError: a file of texts that cannot be read.
+            StepError: no texts, texts of the test or of a script the model cannot read, a base of another width, a loss that is not
+                a number, or an extra that is not installed.
+        """
+        check_extra()
+        base = context.base
+        if base is None:
+            raise StepError(f"{source.path}: distill needs the recipe's base to recover towards; run it as a step of a recipe")
+        body, whole = read_body(source.path), read_body(base.path)
+        if body.hidden != whole.hidden:
+            raise StepError(f"{source.path}: embeddings of {body.hidden} numbers cannot follow a base of {whole.hidden}; keep its width")
+        layers = map_layers(body.layers, whole.layers, self.layer_map)
+        texts, unknown = self._texts(source, context)
+        bf16 = use_bf16(self.precision, context.machine)
+        folder = context.unfinished or context.scratch
+
+        from datasets import Dataset
+
+        context.progress("loading the models", None)
+        teacher, student = build_trainable(base.path).eval(), build_trainable(source.path)
+        weights = (self.embedding_weight, self.hidden_weight, self.relation_weight)
+        vectors = None
+        if self.hidden_weight == 0 and self.relation_weight == 0:
+            vectors = teacher_vectors(teacher, texts, folder / "teacher.npy", 4 * self.batch, bf16, context.progress)
+        loss = distillation_loss(student, teacher, texts, vectors, layers, weights)
+        count = min(max(HELD_OUT_MIN, int(self.held_out * len(texts))), HELD_OUT_MAX)
+        lengths = [sum(row.attention_mask) for row in student[0].tokenizer.encode_batch_fast(texts[count:])]
+        trained = train(
+            student,
+            loss,
+            Dataset.from_dict({"text": texts[count:], "label": range(count, len(texts))}),
+            Dataset.from_dict({"text": texts[:count], "label": range(count)}),
+            Plan(
+                epochs=self.epochs,
+                minutes=self.minutes,
+                batch=self.batch,
+                learning_rate=self.learning_rate,
+                warmup=self.warmup,
+                weight_decay=self.weight_decay,
+                evaluations=self.evaluations,
+                patience=self.patience,
+                bf16=bf16,
+                seed=self.seed,
+            ),
+            folder / "checkpoints",
+            context.progress,
+            batch_sampler=length_grouped(lengths),
+        )
+        save_torch_model(torch_body(student), source.path, out)
+        facts = {
+            "texts": len(texts) - count,
+            "held_out_texts": count,
+            "tokens_an_epoch": sum(lengths),
+            "unknown_share": round(unknown, 5),
+            "layer_map": list(layers),
+            "precision": "bf16" if bf16 else "fp32",
+            "peak_rss_bytes": peak_rss_bytes(),
+            **trained.facts(),
+        }
+        return StepReport(matched={"layers": body.layers}, warnings=_warnings(trained), facts=facts)
+
+    def _texts(self, source: Artifact, context: StepContext) -> tuple[list[str], float]:
+        """The texts in the order of the seed, and the share of their tokens that the vocabulary lacks."""
+        prompts = read_prompts(source.path)
+        found = [*context.calibration_texts]
+        for path in self.texts:
+            found += read_texts(context.folder / path, prompts, self.max_texts, self.seed)
+        texts = list(dict.fromkeys(text for text in found if text.strip()))
+        if len(texts) < 2 * HELD_OUT_MIN:
+            raise StepError(
+                f"{source.path}: {len(texts)} texts to distill on, at least {2 * HELD_OUT_MIN} are wanted (thousands recover something): "
+                "name files in texts, or raise calibration.texts in the recipe"
+            )
+        check_not_judged(texts, prompts, context.judged)
+        random.Random(self.seed).shuffle(texts)  # noqa: S311  # an order, not a secret
+        return texts, check_known(source.path, texts)
+
+
+def _warnings(trained: Trained) -> tuple[str, ...]:
+    if trained.best_step == 0:
+        return ("no evaluation was better than the source, whose weights were kept; lower learning_rate, or give more texts",)
+    return ()

@@ -1,0 +1,97 @@
+"""A checkpoint as sentence-transformers trains it: optbench's own module, whose layers may differ, inside a SentenceTransformer."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from optbench.checkpoint import describe
+from optbench.errors import StepError
+from optbench.machine import Machine
+from optbench.tokenizer import encode_batch, load_tokenizer
+from optbench.torch_model import build_module
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+__all__ = ["build_trainable", "check_extra", "torch_body", "use_bf16"]
+
+
+def check_extra() -> None:
+    """Refuse where what training needs is not installed.
+
+    Raises:
+        StepError: names what is missing and the extra that brings it.
+    """
+    from importlib.util import find_spec
+
+    missing = [name for name in ("sentence_transformers", "accelerate", "datasets") if find_spec(name) is None]
+    if missing:
+        raise StepError(f"training needs {', '.join(missing)}: pip install 'optbench[train]'")
+
+
+def build_trainable(folder: Path) -> "SentenceTransformer":
+    """Build a checkpoint for training: tables frozen, no dropout, pooling in float32 whatever the transformer computes in.
+
+    Frozen tables keep what few texts cannot teach, the words they lack, and save an optimizer state three times their size.
+    """
+    import torch
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.model_card import SentenceTransformerModelCardData
+    from sentence_transformers.sentence_transformer.modules import InputModule
+
+    module = build_module(folder)
+    for part in module.modules():
+        if isinstance(part, torch.nn.Dropout):
+            part.p = 0.0
+    module.body.embeddings.requires_grad_(False)
+    module.body.register_forward_hook(_widen)
+
+    class Embedder(InputModule):  # type: ignore[misc]  # not type-checked here
+        def __init__(self) -> None:
+            super().__init__()
+            self.module = module
+            self.tokenizer = load_tokenizer(folder)
+
+        def preprocess(self, inputs: Any, prompt: str | None = None, **_: Any) -> dict[str, Any]:
+            ids, mask = encode_batch(self.tokenizer, [(prompt or "") + text for text in inputs])
+            return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
+
+        def forward(self, features: dict[str, Any], **_: Any) -> dict[str, Any]:
+            hidden, embedding = self.module(features["input_ids"], features["attention_mask"])
+            return {**features, "token_embeddings": hidden, "sentence_embedding": embedding}
+
+        def get_embedding_dimension(self) -> int:
+            return int(self.module.body.config.hidden_size)
+
+        def save(self, output_path: str, *_: Any, **__: Any) -> None:
+            raise NotImplementedError("save_torch_model writes what was trained")
+
+    prompts = describe(folder).prompts
+    return SentenceTransformer(
+        modules=[Embedder()],
+        device="cpu",
+        prompts=prompts.model_dump(),
+        # Without it the card asks the hub for the base model's name.
+        model_card_data=SentenceTransformerModelCardData(local_files_only=True),
+    )
+
+
+def torch_body(model: "SentenceTransformer") -> Any:
+    """The transformer inside what `build_trainable` gave."""
+    return model[0].module.body
+
+
+def use_bf16(precision: Literal["auto", "fp32", "bf16"], machine: Machine) -> bool:
+    """Whether to compute in bf16.
+
+    Raises:
+        StepError: it is asked for on a CPU that would emulate it.
+    """
+    if precision == "bf16" and not machine.has_bf16:
+        raise StepError("precision bf16: this CPU has no bf16 products, so torch would emulate them; set precision to auto or fp32")
+    return precision == "bf16" or (precision == "auto" and machine.has_bf16)
+
+
+def _widen(body: Any, arguments: Any, output: Any) -> Any:
+    """A mean over tokens in bf16 would round away 8 bits more."""
+    output.last_hidden_state = output.last_hidden_state.float()
+    return output

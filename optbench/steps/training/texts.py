@@ -1,0 +1,101 @@
+"""Texts to train on: read from files, kept apart from what the tasks test, and looked at before hours are spent on them."""
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from optbench.checkpoint import Prompts
+from optbench.errors import StepError
+from optbench.tasks import Beir, JudgedTexts, judged_texts
+from optbench.tasks.corpus import find_corpus, read_corpus
+from optbench.tokenizer import load_tokenizer
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+__all__ = ["check_known", "check_not_judged", "read_texts", "text_files"]
+
+# all-MiniLM-L6-v2 on English product titles: 0.1 % unknown tokens; on Thai or Amharic, which its vocabulary lacks: above 60 %.
+UNKNOWN_SHARE_MAX = 0.2
+# So many texts settle a share to a few percent.
+LOOKED_AT = 2000
+
+
+def text_files(path: Path) -> dict[str, Path]:
+    """The files that `read_texts` reads of a path, by name: one, or a BEIR folder's corpus with its queries and test judgments.
+
+    Raises:
+        TaskError: there is none, or it is of another kind.
+    """
+    if not path.is_dir():
+        return {path.name: find_corpus(path)}
+    beside = [path / name for name in ("queries.jsonl", "queries.jsonl.gz", "qrels/test.tsv")]
+    return {str(file.relative_to(path)): file for file in (find_corpus(path), *beside) if file.is_file()}
+
+
+def read_texts(path: Path, prompts: Prompts, count: int, seed: int) -> list[str]:
+    """Distinct texts of a corpus, with prompts in front.
+
+    Of a BEIR folder with a test, what the test neither asks nor judges. Where the prompts differ, half of the texts get the query's,
+    drawn with the seed: both sides are to be learnt.
+
+    Args:
+        path: a file or folder as `optbench.tasks.corpus` reads them.
+        prompts: put before queries and documents.
+        count: how many at most; drawn with `seed` where there are more.
+        seed: of the draws.
+
+    Raises:
+        TaskError: nothing there, or it is not what it should be.
+        StepError: it holds no text.
+    """
+    if (path / "qrels" / "test.tsv").is_file():
+        task = Beir.from_folder(path)
+        spare, judged = task.calibration_texts(count, seed), judged_texts([task])
+        sides = [(prompts.query, spare.queries), (prompts.document, spare.documents)]
+        # The task tells texts apart by case and spaces too; a product that is there twice is not spare for that.
+        return [prompt + text for prompt, texts in sides for text in texts if judged.find(text) is None]
+    distinct = list(dict.fromkeys(read_corpus(path)))
+    if not distinct:
+        raise StepError(f"{path}: holds no text; one text a line is wanted")
+    generator = random.Random(seed)  # noqa: S311  # a draw, not a secret
+    drawn = generator.sample(distinct, min(count, len(distinct)))
+    return [generator.choice((prompts.query, prompts.document)) + text for text in drawn]
+
+
+def check_not_judged(texts: Sequence[str], prompts: Prompts, judged: JudgedTexts) -> None:
+    """Refuse texts that a task asks or judges; equal up to case and white space.
+
+    Raises:
+        StepError: names the first.
+    """
+    for text in texts:
+        for prompt in dict.fromkeys(("", prompts.query, prompts.document)):
+            task = judged.find(text[len(prompt) :]) if text.startswith(prompt) else None
+            if task is not None:
+                raise StepError(f"the text {text[:120]!r} is in the test of {task}, so its figures would mean nothing; take it out")
+
+
+def check_known(folder: Path, texts: Sequence[str]) -> float:
+    """The share of tokens that the model's vocabulary lacks, over some of the texts.
+
+    A vocabulary of bytes, or of every script, knows all: what is in another language than the model's is then not seen here.
+
+    Raises:
+        StepError: so large a share that the texts are in a script which the model cannot read.
+    """
+    tokenizer: Tokenizer = load_tokenizer(folder)
+    vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+    unknown = next((vocabulary[piece] for piece in ("[UNK]", "<unk>") if piece in vocabulary), None)
+    step = max(1, len(texts) // LOOKED_AT)
+    rows = tokenizer.encode_batch_fast(list(texts[::step]), add_special_tokens=False)
+    tokens = sum(sum(row.attention_mask) for row in rows)
+    missing = sum(row.ids.count(unknown) for row in rows) if unknown is not None else 0
+    share = missing / max(tokens, 1)
+    if share > UNKNOWN_SHARE_MAX:
+        raise StepError(
+            f"{100 * share:.0f} % of the tokens of the texts are not in the model's vocabulary (at most {100 * UNKNOWN_SHARE_MAX:.0f} % "
+            f"is wanted): they are in a language that this model cannot read; give texts in its languages. First: {texts[0][:80]!r}"
+        )
+    return share

@@ -1,0 +1,281 @@
+"""distill: nearer to its base, the same each time, going on where it was killed, and refusing what would mean nothing."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pytest
+from filelock import FileLock
+from numpy.typing import NDArray
+
+from optbench.artifact import Artifact, Kind, open_artifact
+from optbench.engines.torch import Torch
+from optbench.errors import MachineError, StepError
+from optbench.machine import read_machine
+from optbench.plan import Cache, step_key
+from optbench.recipe_file import load_recipe
+from optbench.stages import make_stage, serve_step
+from optbench.steps.base import StepContext, StepReport
+from optbench.steps.distill import Distill
+from optbench.steps.training.distillation import map_layers
+from optbench.steps.training.model import use_bf16
+from optbench.tasks import JudgedTexts
+from optbench.tokenizer import encode_batch, load_tokenizer
+from tests.conftest import RECIPES
+from tests.steps.training.conftest import draw_texts
+
+# fp32, so that the figures are the same on a CPU with bf16 and on one without.
+STEP = Distill(batch=8, learning_rate=1e-3, epochs=2, evaluations=3, precision="fp32")
+
+
+@dataclass(frozen=True)
+class Run:
+    base: Artifact
+    student: Artifact
+    out: Path
+    report: StepReport
+
+
+@pytest.fixture(scope="module")
+def base(make_checkpoint: Callable[..., Artifact]) -> Artifact:
+    return make_checkpoint()
+
+
+@pytest.fixture(scope="module")
+def student(base: Artifact, make_student: Callable[..., Artifact]) -> Artifact:
+    return make_student(base)
+
+
+@pytest.fixture
+def make_out(tmp_path: Path) -> Callable[[str], Path]:
+    def make(name: str) -> Path:
+        (tmp_path / name).mkdir()
+        return tmp_path / name
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def run(base: Artifact, student: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    folder = tmp_path_factory.mktemp("distill")
+    (folder / "out").mkdir()
+    context = StepContext(scratch=folder, machine=read_machine(), calibration_texts=draw_texts(120), base=base)
+    return Run(base, student, folder / "out", STEP.run(student, folder / "out", context))
+
+
+def embed(folder: Path, texts: list[str]) -> NDArray[np.float32]:
+    artifact = Artifact(Kind.CHECKPOINT, folder, "", "random")
+    session = Torch(engine="torch").open(artifact)
+    rows = session.embed(*encode_batch(load_tokenizer(folder), texts))
+    session.close()
+    return rows
+
+
+def test_student_comes_nearer_to_its_base_on_texts_it_has_not_seen(run: Run) -> None:
+    texts = [text for text in draw_texts(100, seed=9) if text not in set(draw_texts(120))]
+    whole = embed(run.base.path, texts)
+    before, after = ((1 - (whole * embed(folder, texts)).sum(1)).mean() for folder in (run.student.path, run.out))
+    assert after < 0.4 * before
+
+
+def test_source_is_as_it_was_and_tables_are_kept(run: Run) -> None:
+    from safetensors.torch import load_file
+
+    open_artifact(run.student.path)
+    before, after = load_file(run.student.main_file), load_file(run.out / "model.safetensors")
+    same = {name for name, tensor in after.items() if (tensor == before[name]).all()}
+    assert {name for name in after if name.startswith("embeddings.")} == same
+
+
+def test_report_says_what_was_done(run: Run) -> None:
+    facts: dict[str, Any] = dict(run.report.facts)
+    assert facts["texts"] + facts["held_out_texts"] == 120
+    assert (facts["steps"], facts["planned_steps"], facts["stopped"]) == (28, 28, "epochs")
+    curve = facts["loss_curve"]
+    assert (curve[0][0], curve[0][1]) == (0, None)
+    assert curve[-1][0] == 28
+    assert curve[-1][2] < 0.5 * curve[0][2]
+    assert facts["layer_map"] == [0, 1]
+    assert facts["peak_rss_bytes"] > 50e6
+    assert run.report.warnings == ()
+
+
+def test_run_that_was_killed_goes_on_and_ends_as_the_unbroken_one(
+    run: Run, make_out: Callable[[str], Path], make_context: Callable[..., StepContext], no_trace: Path
+) -> None:
+    unfinished = make_out("unfinished")
+    context = make_context(calibration_texts=draw_texts(120), base=run.base, unfinished=unfinished)
+
+    def kill(message: str, share: float | None) -> None:
+        if message.startswith("step 22 "):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        STEP.run(run.student, make_out("first"), replace(context, progress=kill))
+    assert list(make_out("x").parent.joinpath("first").iterdir()) == []
+    # A checkpoint that was being written when the power went.
+    (unfinished / "checkpoints" / "checkpoint-21").mkdir()
+    second = make_out("second")
+    report = STEP.run(run.student, second, context)
+    assert report.facts["resumed_from"] == 20
+    assert report.facts["loss_curve"] == run.report.facts["loss_curve"]
+    assert (second / "model.safetensors").read_bytes() == (run.out / "model.safetensors").read_bytes()
+    assert list(no_trace.iterdir()) == []
+
+
+def test_cached_vectors_relations_and_the_clock(
+    run: Run, make_out: Callable[[str], Path], make_context: Callable[..., StepContext]
+) -> None:
+    context = make_context(calibration_texts=draw_texts(120), base=run.base)
+    step = STEP.model_copy(update={"epochs": 1, "evaluations": 2})
+    plain: Any = step.model_copy(update={"hidden_weight": 0.0}).run(run.student, make_out("vectors"), context)
+    assert (context.scratch / "teacher.npy").is_file()
+    assert plain.facts["loss_curve"][-1][2] < plain.facts["loss_curve"][0][2]
+    fresh = replace(context, scratch=make_out("relations-scratch"))
+    related: Any = step.model_copy(update={"relation_weight": 1.0}).run(run.student, make_out("relations"), fresh)
+    assert related.facts["loss_curve"][-1][2] < related.facts["loss_curve"][0][2]
+    fresh = replace(context, scratch=make_out("clock-scratch"))
+    hurried: Any = step.model_copy(update={"epochs": 1000, "minutes": 0.005}).run(run.student, make_out("clock"), fresh)
+    assert hurried.facts["stopped"] == "minutes"
+    assert hurried.facts["steps"] < hurried.facts["planned_steps"] == 14000
+
+
+def test_source_is_kept_where_nothing_was_better(
+    run: Run, make_out: Callable[[str], Path], make_context: Callable[..., StepContext]
+) -> None:
+    context = make_context(calibration_texts=draw_texts(100), base=run.base)
+    wild = STEP.model_copy(update={"learning_rate": 0.5, "epochs": 1, "patience": 1})
+    report = wild.run(run.base, make_out("out"), context)
+    assert report.facts["best_step"] == 0
+    assert "no evaluation was better than the source" in report.warnings[0]
+    assert (embed(make_out("y").parent / "out", ["red shoe"]) == embed(run.base.path, ["red shoe"])).all()
+
+
+def test_loss_that_is_no_number_stops_the_step(
+    base: Artifact, make_student: Callable[..., Artifact], make_out: Callable[[str], Path], make_context: Callable[..., StepContext]
+) -> None:
+    out = make_out("out")
+    context = make_context(calibration_texts=draw_texts(100), base=base)
+    with pytest.raises(StepError, match=r"the loss became nan at step 1; lower learning_rate \(0\.001\)"):
+        STEP.run(make_student(base, noise=float("nan")), out, context)
+    assert list(out.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("texts", "judged", "said"),
+    [
+        ([], JudgedTexts(), "0 texts to distill on, at least 16 are wanted"),
+        ([*draw_texts(50), "Oak  lamp"], JudgedTexts(queries={"oak lamp": "retail"}), "'Oak  lamp' is in the test of retail"),
+        ([f"รองเท้า {number}" for number in range(30)], JudgedTexts(), "not in the model's vocabulary"),
+    ],
+)
+def test_texts_that_would_mean_nothing_are_refused(
+    base: Artifact,
+    student: Artifact,
+    make_context: Callable[..., StepContext],
+    tmp_path: Path,
+    texts: list[str],
+    judged: JudgedTexts,
+    said: str,
+) -> None:
+    with pytest.raises(StepError, match=said):
+        STEP.run(student, tmp_path, make_context(calibration_texts=texts, base=base, judged=judged))
+
+
+def test_base_is_needed(student: Artifact, make_context: Callable[..., StepContext], tmp_path: Path) -> None:
+    with pytest.raises(StepError, match="needs the recipe's base"):
+        STEP.run(student, tmp_path, make_context(calibration_texts=draw_texts(50)))
+
+
+def test_missing_extra_is_named(
+    base: Artifact, student: Artifact, make_context: Callable[..., StepContext], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(StepError, match=r"training needs sentence_transformers, accelerate, datasets: pip install 'optbench\[train\]'"):
+        STEP.run(student, tmp_path, make_context(calibration_texts=draw_texts(50), base=base))
+
+
+def test_bf16_is_refused_on_a_cpu_that_would_emulate_it() -> None:
+    machine = read_machine().model_copy(update={"flags": ()})
+    assert not use_bf16("auto", machine)
+    with pytest.raises(StepError, match="this CPU has no bf16 products"):
+        use_bf16("bf16", machine)
+
+
+@pytest.mark.parametrize(("student", "teacher", "mapped"), [(6, 6, (0, 1, 2, 3, 4, 5)), (4, 12, (2, 5, 8, 11)), (5, 6, (0, 1, 2, 3, 5))])
+def test_layers_answer_to_evenly_spread_ones_of_the_base(student: int, teacher: int, mapped: tuple[int, ...]) -> None:
+    assert map_layers(student, teacher, None) == mapped
+
+
+@pytest.mark.parametrize("wanted", [(0,), (1, 0), (0, 3)])
+def test_layer_map_that_does_not_fit_is_refused(wanted: tuple[int, ...]) -> None:
+    with pytest.raises(StepError, match="2 ascending layers from 0 to 2 are wanted"):
+        map_layers(2, 3, wanted)
+
+
+def test_key_holds_the_base_the_judged_texts_and_the_files(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("red shoe")
+    step, machine = Distill(texts=(Path("a.txt"),)), read_machine()
+
+    def key(base: str, judged: str) -> str:
+        return step_key(step, "s", machine, [], {}, tmp_path, base_sha256=base, judged_sha256=judged)
+
+    keys = {key("a", "a"), key("b", "a"), key("a", "b")}
+    (tmp_path / "a.txt").write_text("blue shoe")
+    assert len({*keys, key("a", "a")}) == 4
+
+
+class Killing:
+    """A listener that ends the run at a given step, as Ctrl-C would."""
+
+    def __init__(self, at: str) -> None:
+        self.at = at
+
+    def begin(self, label: str) -> None:
+        """A stage begins."""
+
+    def update(self, message: str, share: float | None) -> None:
+        if message.startswith(self.at):
+            raise KeyboardInterrupt
+
+    def end(self, outcome: str) -> None:
+        """It ended."""
+
+
+class InThisProcess:
+    """A worker that serves here: what is looked at is what the stage keeps, and a process would import torch once more."""
+
+    def __init__(self, target: str, payload: dict[str, Any]) -> None:
+        self.payload = payload
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing to end."""
+
+    def request(self, message: dict[str, Any], on_progress: Any) -> Any:
+        served = serve_step(self.payload, on_progress)
+        next(served)
+        return served.send(message)
+
+
+def test_stage_that_was_killed_goes_on_from_the_cache(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("optbench.stages.Worker", InThisProcess)
+    recipe, cache = load_recipe(RECIPES / "minilm-l6.yaml"), Cache(tmp_path)
+
+    def stage(at: str) -> Any:
+        texts = draw_texts(120)
+        return make_stage(STEP, "0 distill", run.student, recipe, cache, Killing(at), calibration=texts, force=False, base=run.base)
+
+    with pytest.raises(KeyboardInterrupt):
+        stage("step 22 ")
+    (kept,) = cache.unfinished.iterdir()
+    with FileLock(kept / ".lock"), pytest.raises(MachineError, match="0 distill: another run is making this very result"):
+        stage("never")
+    made = stage("never")
+    assert made.made.report.facts["resumed_from"] == 20
+    assert list(cache.unfinished.iterdir()) == []
+    assert list(cache.staging.iterdir()) == []
