@@ -79,16 +79,8 @@ def obtain_layer_times(recipe: Recipe, cache: Cache, listener: Listener, calibra
 
 def _make_probe(recipe: Recipe, body: Body, cache: Cache, listener: Listener, calibration: Sequence[str]) -> Stage:
     """A random base of this body, finished as the recipe finishes its own."""
-    base = Base(
-        source=recipe.base.source,
-        revision=recipe.base.revision,
-        license=recipe.base.license,
-        body=body,
-        pooling=recipe.base.pooling,
-        normalize=recipe.base.normalize,
-        prompts=recipe.base.prompts,
-        max_tokens=min(recipe.base.max_tokens, max(recipe.workload.lengths)),
-    )
+    tokens = min(recipe.base.max_tokens, max(recipe.workload.lengths))
+    base = Base.model_validate({**recipe.base.model_dump(), "body": body.model_dump(), "max_tokens": tokens})
     probe = recipe.model_copy(update={"base": base})
     stage = make_base(probe, cache, "random", None, listener)
     for step in finishing_steps(recipe):

@@ -81,8 +81,9 @@ def allocate(layers: Sequence[LayerOptions], budget: float) -> list[Choice] | No
 
 
 def _cells(cost: float, cell: float) -> int:
-    # Nearest, not up: with tens of parts, rounding each one up would leave a part of the budget unspent.
-    return round(cost / cell)
+    # Nearest, not up: with tens of parts, rounding each one up would leave a part of the budget unspent. A part whose time is within
+    # the noise of nothing can come out below it.
+    return max(0, round(cost / cell))
 
 
 def _add_part(reach: NDArray[np.float64], part: Part, cell: float) -> tuple[NDArray[np.float64], NDArray[np.int32]]:

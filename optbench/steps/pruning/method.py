@@ -152,29 +152,34 @@ class Pruner:
         values = [(self._embeddings(self.model, batch) * wanted).sum(1) for batch, wanted in zip(self.batches, self._wanted, strict=True)]
         return float(torch.cat(values).mean())
 
-    def _embeddings(self, model: "PreTrainedModel", batch: Batch, skip: int | None = None) -> "torch.Tensor":
+    def _embeddings(self, model: "PreTrainedModel", batch: Batch) -> "torch.Tensor":
         import torch
 
         with torch.no_grad():
-            hidden = start(model, batch)
-            for index, block in enumerate(model.encoder.layer):
-                if index != skip:
-                    hidden = run_block(model, block, hidden, batch)
-            return embed(hidden, batch, self.pooling)
+            return self._finish(model, start(model, batch), batch, 0)
+
+    def _finish(self, model: "PreTrainedModel", hidden: "torch.Tensor", batch: Batch, first: int) -> "torch.Tensor":
+        """The embeddings of what layer `first` reads."""
+        for block in list(model.encoder.layer)[first:]:
+            hidden = run_block(model, block, hidden, batch)
+        return embed(hidden, batch, self.pooling)
 
     def _drop_errors(self) -> list[float]:
         """The squared distance that unit embeddings move by when a layer is left out and nothing makes up for it."""
         import torch
 
-        here: dict[int, torch.Tensor] = {}
+        chosen: list[Batch] = []
         for index in np.random.default_rng(0).permutation(len(self.batches)):
-            if sum(len(vectors) for vectors in here.values()) < DROP_TEXTS:
-                here[int(index)] = self._embeddings(self.model, self.batches[index])
+            if sum(len(batch.ids) for batch in chosen) < DROP_TEXTS:
+                chosen.append(self.batches[index])
+        hiddens = [start(self.model, batch) for batch in chosen]
+        wanted = [self._finish(self.model, hidden, batch, 0) for hidden, batch in zip(hiddens, chosen, strict=True)]
         errors = []
-        for skip in range(len(self.origins)):
-            self.progress(f"trying the body without layer {skip}", None)
-            moved = [(self._embeddings(self.model, self.batches[i], skip) - vectors).square().sum(1) for i, vectors in here.items()]
-            errors.append(float(torch.cat(moved).mean()))
+        for index, block in enumerate(self.model.encoder.layer):
+            self.progress(f"trying the body without layer {self.origins[index]}", None)
+            without = [self._finish(self.model, hidden, batch, index + 1) for hidden, batch in zip(hiddens, chosen, strict=True)]
+            errors.append(float((torch.cat(without) - torch.cat(wanted)).square().sum(1).mean()))
+            hiddens = [run_block(self.model, block, hidden, batch) for hidden, batch in zip(hiddens, chosen, strict=True)]
         return errors
 
     def _probe(self) -> "tuple[list[tuple[torch.Tensor, torch.Tensor]], _TokenWeights]":
