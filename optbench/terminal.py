@@ -66,7 +66,7 @@ def print_json(command: str, **document: Any) -> None:
 
 def print_error(error: Exception, *, as_json: bool) -> None:
     """Print an error on stderr, and with --json also as the document."""
-    from optbench.report.fitted import printable
+    from optbench.report.text import printable
 
     if as_json:
         print_json("error", error={"type": type(error).__name__, "message": str(error)})
@@ -85,14 +85,14 @@ def print_tables(tables: Sequence["Table | None"]) -> None:
 
 def print_line(text: str) -> None:
     """Print one line on stdout, whatever its length."""
-    from optbench.report.fitted import printable
+    from optbench.report.text import printable
 
     Console().print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
 
 def print_warnings(warnings: Sequence[str]) -> None:
     """Print warnings, one a line."""
-    from optbench.report.fitted import printable
+    from optbench.report.text import printable
 
     for warning in warnings:
         Console(stderr=True).print(f"warning: {printable(warning)}", markup=False, highlight=False, soft_wrap=True)

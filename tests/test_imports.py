@@ -76,7 +76,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "layer_times": RUN | {"stages"},
     "evidence": RUN | {"stages"},
     "tune": RUN | {"tune", "stages", "evidence"},
-    "report": {"report", "record", "verdict", "boxes", "measure", "artifact", "errors"},
+    "report": {"report", "record", "verdict", "boxes", "environments", "measure", "artifact", "errors"},
     "graph_trust": set(),
     "audit": {"artifact", "checkpoint", "graph_trust", "record", "errors"},
     "publish": {"publish", "audit", "record", "verdict", "artifact", "machine", "errors"},

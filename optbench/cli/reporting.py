@@ -89,8 +89,8 @@ def report(
 
 
 def _print(tables: "Sequence[Table]", markdown: bool) -> None:
-    from optbench.report.fitted import printable
     from optbench.report.table import to_markdown
+    from optbench.report.text import printable
 
     if not markdown:
         print_tables(tables)

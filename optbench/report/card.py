@@ -1,76 +1,189 @@
-"""The README.md of an exported artifact: what it is, how fast, at what cost, how to run it and how to make it again."""
+"""The README.md of an exported artifact, in the form of a Hugging Face model card.
 
-import json
+What it is, how fast, at what cost, where that holds; how to load it, how to make it again, and whose work it rests on.
+"""
+
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 from optbench.record import Record
-from optbench.report.accuracy import accuracy_table, query_side_table
-from optbench.report.table import (
-    Table,
-    footprint_table,
-    latency_table,
-    scenario_tables,
-    serving_table,
-    stability_table,
-    steps_table,
-    to_markdown,
-    tradeoff_table,
-    verdict_table,
-)
+from optbench.report.contents import command_of, record_tables
+from optbench.report.headline import headline_of
+from optbench.report.loaders import loaders_of
+from optbench.report.table import Table, to_markdown, verdict_table
+from optbench.report.text import inline, printable
 from optbench.verdict import Verdict
 
-__all__ = ["render_card"]
+if TYPE_CHECKING:
+    from huggingface_hub import ModelCardData
+
+__all__ = ["card_metadata", "render_card"]
+
+# The names that the hub gives to metrics, and the task that each belongs to.
+METRICS = {"nDCG@10": ("ndcg_at_10", "retrieval"), "Spearman": ("cosine_spearman", "sentence-similarity")}
+# SPDX identifiers that the hub knows by the same name in lower case; it wants any other as `other` with a name.
+HUB_LICENSES = (
+    *("agpl-3.0", "apache-2.0", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "gpl-3.0", "isc", "lgpl-3.0", "mit", "mpl-2.0", "unlicense"),
+    *("cc-by-4.0", "cc-by-nc-4.0", "cc-by-nc-nd-4.0", "cc-by-nc-sa-4.0", "cc-by-nd-4.0", "cc-by-sa-4.0"),
+)
+# Languages as the hub names them; a task that does not know its own says `und`.
+LANGUAGE = re.compile(r"[a-z]{2,3}")
+
+
+def card_metadata(record: Record) -> "ModelCardData":
+    """The card's front matter, by huggingface_hub's own class, so that no text of a record can break out of it."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    recipe = record.recipe
+    real = record.weights == "real"
+    license_id = recipe.base.license.lower()
+    options: dict[str, Any] = {"license": license_id}
+    if license_id not in HUB_LICENSES:
+        options = {"license": "other", "license_name": license_id}
+    source = recipe.base.source if record.base == "random" else record.base
+    kind, _, location = source.partition(":")
+    if kind == "hub":
+        options |= {"base_model": location.partition("@")[0], "base_model_relation": "quantized"}
+    results = []
+    for result in record.final.accuracy if real else ():
+        metric, task = METRICS.get(result.main_metric, (result.main_metric, "retrieval"))
+        synthetic = " (synthetic, written for optbench)" if result.synthetic else ""
+        results.append(
+            EvalResult(
+                task_type=task,
+                dataset_type=result.task,
+                dataset_name=result.task + synthetic,
+                metric_type=metric,
+                metric_name=result.main_metric,
+                metric_value=round(result.mean(), 6),
+            )
+        )
+    spoken = {result.language for result in record.final.accuracy} if real else set()
+    languages = sorted(language for language in spoken if LANGUAGE.fullmatch(language) and language != "und")
+    tags = ["optbench", "sentence-transformers", str(record.final.kind), *(step.step for step in recipe.steps if "export" not in step.step)]
+    return ModelCardData(
+        model_name=recipe.publishes or recipe.name,
+        language=languages or None,
+        library_name="sentence-transformers",
+        pipeline_tag="sentence-similarity",
+        tags=[*tags, *([] if real else ["random-weights"])],
+        eval_results=results or None,
+        **options,
+    )
 
 
 def render_card(record: Record, verdict: Verdict) -> str:
-    """Hugging Face model-card form: front matter, then markdown."""
+    """The whole card: front matter, then markdown."""
     recipe = record.recipe
-    name = recipe.publishes or recipe.name
-    command = f"optbench apply recipes/{recipe.name}.yaml"
-    if record.weights == "random":
-        command += " --weights random"
-    elif record.base != recipe.base.source:
-        command += f" --base {record.base}"
-    command += f" --isa {record.isa}" if record.isa else ""
-    model = recipe.base.source.removeprefix("hub:")
-    front = ["---", f"license: {recipe.base.license.lower()}"]
-    if recipe.base.source.startswith("hub:"):
-        # JSON strings are YAML strings: a hostile name cannot break out of the front matter.
-        front += [f"base_model: {json.dumps(model)}", "base_model_relation: quantized"]
-    front += ["library_name: sentence-transformers", "pipeline_tag: sentence-similarity", "tags: [optbench, sentence-transformers]", "---"]
-    parts = ["\n".join(front), f"# {name}"]
+    parts = [f"---\n{card_metadata(record).to_yaml()}\n---", f"# {inline(recipe.publishes or recipe.name)}"]
     if record.weights == "random":
         parts.append(
             "> **Random weights.** This run proves latency, memory and the steps on a body of this shape. Its embeddings mean nothing: "
             "accuracy was not judged, and the cosines below say only that the graph still computes the same function."
         )
     parts.append(
-        f"{recipe.description or 'A text-embedding encoder for CPUs.'} Made from `{record.base}` by optbench {record.optbench}: "
-        f"{', '.join(step.step for step in recipe.steps)}. Dimension {recipe.base.body.hidden}, {recipe.base.pooling} pooling"
-        f"{', normalized' if recipe.base.normalize else ''}, at most {recipe.base.max_tokens} tokens."
+        f"{inline(recipe.description) or 'A text-embedding encoder for CPUs.'} Made from `{_code(record.base)}` by optbench "
+        f"{record.optbench}: {', '.join(step.step for step in recipe.steps)}. Dimension {recipe.base.body.hidden}, {recipe.base.pooling} "
+        f"pooling{', normalized' if recipe.base.normalize else ''}, at most {recipe.base.max_tokens} tokens."
     )
+    summary = _summary(record)
+    parts += [summary] if summary else []
     parts.append(_section("Verdict", verdict_table(verdict)))
-    parts += [_section(table.title, table) for table in _tables(record)]
-    parts.append(
-        f'## Load it\n\n```python\nimport optbench\n\nencoder = optbench.load("{recipe.name}")  # this folder\n'
-        'vectors = encoder.encode(["running shoes"], prompt="query")\n```'
-    )
-    parts.append(f"## Make it again\n\n```\npip install optbench=={record.optbench}\n{command}\n```")
+    parts += [_section(table.title, table) for table in record_tables(record)]
+    parts.append("## Limits\n\n" + "\n".join(f"- {limit}" for limit in _limits(record)))
+    parts.append("## Load it\n\n" + "\n\n".join(_loading(record)))
+    parts.append(f"## Make it again\n\n```\npip install optbench=={inline(record.optbench)}\n{printable(command_of(record))}\n```")
     machine = record.machine
     libraries = ", ".join(f"{library} {number}" for library, number in record.libraries.items())
     parts.append(
-        f"## Measured on\n\n{machine.cpu}, {machine.usable_threads} usable threads, {machine.memory_bytes / 2**30:.0f} GiB, {machine.isa}"
-        f"{f', held to {record.isa}' if record.isa else ''}, {machine.system}; {record.created}; {libraries}."
+        f"## Measured on\n\n{inline(machine.cpu)}, {machine.usable_threads} usable threads, {machine.memory_bytes / 2**30:.0f} GiB, "
+        f"{machine.isa}{f', held to {record.isa}' if record.isa else ''}, {inline(machine.system)}; {record.created}; {inline(libraries)}."
     )
+    parts.append(_attribution(record))
     if record.warnings:
-        parts.append("## Warnings\n\n" + "\n".join(f"- {warning}" for warning in record.warnings))
+        parts.append("## Warnings\n\n" + "\n".join(f"- {inline(warning)}" for warning in record.warnings))
     return "\n\n".join(parts) + "\n"
 
 
-def _tables(record: Record) -> list[Table]:
-    tables = [tradeoff_table(record), accuracy_table(record), query_side_table(record), latency_table(record), serving_table(record)]
-    tables += [*scenario_tables(record), stability_table(record.stability), footprint_table(record), steps_table(record)]
-    return [table for table in tables if table is not None and table.rows]
-
-
 def _section(title: str, table: Table) -> str:
-    return f"## {title}\n\n{to_markdown(table)}".rstrip()
+    return f"## {inline(title)}\n\n{to_markdown(table)}".rstrip()
+
+
+def _code(text: str) -> str:
+    """Text within backquotes, which end at the next one."""
+    return " ".join(printable(text).replace("`", "'").split())
+
+
+def _summary(record: Record) -> str:
+    found = headline_of(record)
+    if found is None:
+        return ""
+    text = (
+        f"**{found.fp32_ms.point:.3g} ms to {found.optimized_ms.point:.3g} ms** at {found.tokens} tokens, {found.speedup.point:.2f} times "
+        f"as fast as {found.fp32} ({found.speedup.low:.2f}..{found.speedup.high:.2f}), {found.fp32_bytes / 1e6:.0f} MB to "
+        f"{found.optimized_bytes / 1e6:.0f} MB."
+    )
+    if found.loss is not None:
+        change = found.loss.change
+        text += (
+            f" {found.loss.metric} on {inline(found.loss.task)}: {100 * change.point:+.1f} % "
+            f"({100 * change.low:+.1f}..{100 * change.high:+.1f})."
+        )
+    return text
+
+
+def _limits(record: Record) -> Iterator[str]:
+    """Where the figures hold, and where nobody looked."""
+    workload, machine = record.recipe.workload, record.machine
+    isa = record.isa or machine.isa
+    yield (
+        f"The milliseconds hold for {inline(machine.cpu)} on {record.threads} threads, with {isa}. Another CPU has other milliseconds, and "
+        "another instruction set may have another winner: without VNNI int8 can be slower than fp32. Measure on yours with the command "
+        "below, or see a smaller CPU from this one with `--isa`."
+    )
+    yield (
+        f"Measured at batch {workload.batch} and {', '.join(map(str, sorted(workload.lengths)))} tokens, judged at "
+        f"{', '.join(map(str, sorted(workload.judged)))}. Longer inputs were not timed; beyond {record.recipe.base.max_tokens} tokens they "
+        "are cut off."
+    )
+    yield from _stability_limits(record)
+    for result in record.final.accuracy if record.weights == "real" else ():
+        about = " It is synthetic, written for optbench: a smoke test, not a benchmark." if result.synthetic else ""
+        yield f"Accuracy on {inline(result.task)} is over {result.n_queries} queries.{about}"
+    if record.weights == "random":
+        yield "Accuracy is unknown: the weights are random. Run the recipe with the real weights before any use."
+
+
+def _stability_limits(record: Record) -> Iterator[str]:
+    measured = [row for row in record.stability.rows if row.fidelity is not None] if record.stability else []
+    if measured:
+        worst = min(measured, key=lambda row: row.fidelity.minimum if row.fidelity else 1.0)
+        cosine = worst.fidelity.minimum if worst.fidelity else 1.0
+        yield f"A text's vector is not the same under every condition: the worst cosine is {cosine:.6f} ({inline(worst.condition)})."
+        if worst.explanation:
+            yield f"{inline(worst.explanation)}."
+    elif any(step.step == "quantize_dynamic" for step in record.recipe.steps):
+        yield (
+            "Dynamic int8 gives each batch its own activation scale, so a text's vector depends on its company: embed one text at a time, "
+            "or in batches of like length, and see `optbench stability` for how far it moves."
+        )
+    else:
+        yield "Stability across batches, padding and threads was not measured in this run: `optbench stability FOLDER` does it."
+
+
+def _loading(record: Record) -> Iterator[str]:
+    yield f"`{record.recipe.name}` stands for this folder."
+    for loader in loaders_of(record, record.recipe.name):
+        yield f"### {loader.name}\n\n```\npip install {loader.install}\n```\n\n```python\n{loader.code}\n```"
+
+
+def _attribution(record: Record) -> str:
+    base = record.recipe.base
+    text = f"## License and attribution\n\nThe weights are those of `{_code(record.base)}`, changed by the steps above"
+    if record.weights == "random":
+        text = f"## License and attribution\n\nThe body is that of `{_code(base.source)}`"
+    return (
+        f"{text}; all credit for the model is its authors'. Its licence, **{inline(base.license)}**, holds for this artifact as well: keep "
+        "its notices with every copy. optbench itself is Apache-2.0."
+    )

@@ -40,7 +40,7 @@ def command_of(record: Record) -> str:
     if record.weights == "random":
         words += ["--weights", "random"]
     elif record.base != record.recipe.base.source:
-        words += ["--base", record.base]
+        words += ["--base", " ".join(record.base.split())]
     if record.isa:
         words += ["--isa", record.isa]
     return shlex.join(words)

@@ -1,6 +1,5 @@
 """A table on a terminal: figures are never broken over lines, prose is, and a table too wide for the screen continues below itself."""
 
-import unicodedata
 from collections.abc import Sequence
 
 from rich import box as boxes
@@ -10,26 +9,16 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from optbench.report.table import Table, holds_words
+from optbench.report.text import printable
 from optbench.verdict import Outcome
 
-__all__ = ["fit_columns", "printable", "to_rich"]
+__all__ = ["fit_columns", "to_rich"]
 
 # A column with a longer cell holds prose or paths, which read well over several lines down to the second width.
 PROSE_CELLS, PROSE_CELLS_MIN = 32, 24
 GAP = 2
-# Unicode's explicit embeddings, overrides and isolates, with which text can pass for another.
-BIDIRECTIONAL = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 _STYLES = {Outcome.PASS: "green", Outcome.FAIL: "red", Outcome.INCONCLUSIVE: "yellow"}
-
-
-def printable(text: str) -> str:
-    """Text that cannot move a terminal's cursor, color it or turn what stands beside it around: records may come from strangers."""
-    return "".join("\N{REPLACEMENT CHARACTER}" if _steers(char) else char for char in text)
-
-
-def _steers(char: str) -> bool:
-    return char != "\n" and (unicodedata.category(char) in {"Cc", "Cs", "Zl", "Zp"} or char in BIDIRECTIONAL)
 
 
 def fit_columns(widths: Sequence[int], limit: int) -> list[list[int]]:

@@ -19,10 +19,10 @@ from optbench.errors import OptbenchError
 from optbench.record import Record
 from optbench.report import plots
 from optbench.report.contents import command_of, record_tables
-from optbench.report.fitted import printable
 from optbench.report.headline import Headline, headline_of, headline_table
 from optbench.report.peers import PeerRun, peer_tables, speedup_rows
 from optbench.report.table import Table, holds_words, verdict_table
+from optbench.report.text import printable
 from optbench.verdict import judge
 
 if TYPE_CHECKING:

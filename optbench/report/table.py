@@ -8,6 +8,7 @@ from optbench.measure.latency import Timing
 from optbench.measure.stability import STABILITY_COLUMNS, Stability, stability_rows
 from optbench.measure.statistics import Interval, percentile_interval
 from optbench.record import Point, Record
+from optbench.report.text import inline
 from optbench.verdict import Verdict, fastest_baseline
 
 __all__ = [
@@ -197,8 +198,8 @@ def to_markdown(table: Table) -> str:
     """For a card or a README."""
 
     def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+        return "| " + " | ".join(inline(cell).replace("|", "\\|") for cell in cells) + " |"
 
     rule = ["---" if holds_words(table, index) else "---:" for index in range(len(table.columns))]
     lines = [line(table.columns), line(rule), *(line(row) for row in table.rows)]
-    return "\n".join([*lines, "", table.note]).rstrip() + "\n"
+    return "\n".join([*lines, "", inline(table.note)]).rstrip() + "\n"
