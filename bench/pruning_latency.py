@@ -17,7 +17,6 @@ from pydantic import JsonValue
 from optbench.artifact import open_artifact
 from optbench.encoder import choose_engine
 from optbench.measure.latency import Cell, measure_latency
-from optbench.measure.statistics import ratio_interval
 from optbench.record import newest_record
 
 
@@ -53,13 +52,13 @@ def main() -> None:
     print("| tokens | predicted ms | measured ms | off by, % | predicted ratio | measured ratio | off by, % |")
     print("| ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
     for n in lengths:
-        ms, ratio = pruned.median_ms(n), 1 / ratio_interval(whole.samples_ns[n], pruned.samples_ns[n]).point
+        ms, ratio = pruned.median_ms(n), whole.times_as_fast_as(pruned, n).point
         foreseen, share = foreseen_ms[n], foreseen_ratio[n]
         print(
             f"| {n} | {foreseen:.2f} | {ms:.2f} | {100 * (ms / foreseen - 1):+.1f} | {share:.3f} | {ratio:.3f} | "
             f"{100 * (ratio / share - 1):+.1f} |"
         )
-    mean = np.mean([1 / ratio_interval(whole.samples_ns[n], pruned.samples_ns[n]).point for n in lengths])
+    mean = np.mean([whole.times_as_fast_as(pruned, n).point for n in lengths])
     print(f"\nmean measured ratio {mean:.3f}; {facts['heads']} heads, {facts['feed_forward']} neurons, dropped {facts['dropped_layers']}")
 
 

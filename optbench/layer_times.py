@@ -19,6 +19,7 @@ __all__ = ["obtain_layer_times"]
 
 # A probe's difference to the next is some tenths of a millisecond; more rounds than a priced fusion takes, fewer than a record.
 ROUNDS = 9
+PROCESSES = 3
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,9 @@ def obtain_layer_times(recipe: Recipe, cache: Cache, listener: Listener, calibra
         )
         for number, stage in enumerate(stages)
     ]
-    timings = measure_latency(cells, recipe.workload.lengths, batch=recipe.workload.batch, rounds=ROUNDS, progress=listener.update)
+    timings = measure_latency(
+        cells, recipe.workload.lengths, batch=recipe.workload.batch, rounds=ROUNDS, processes=PROCESSES, progress=listener.update
+    )
     times = fit_layer_times(bodies, [{n: timing.median_ms(n) for n in recipe.workload.lengths} for timing in timings])
     path = layer_times_path(recipe, cache)
     with full_disk_errors(cache.root):

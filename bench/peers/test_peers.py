@@ -26,7 +26,6 @@ from optbench.errors import OptbenchError
 from optbench.measure.accuracy import AccuracyResult, accuracy_change, measure_accuracy
 from optbench.measure.environment import check_environment
 from optbench.measure.fidelity import measure_fidelity
-from optbench.measure.statistics import ratio_interval
 from optbench.tasks import Beir, Retail, RetrievalData
 
 MODELS = ("minilm-l6", "gte-large")
@@ -142,7 +141,7 @@ def test_latency(model: str, interface: Interface) -> None:
             taken = times[peer.name]
             row |= {
                 "round_medians_ns": round_medians(taken),
-                "speedup": {length: ratio_interval(first.samples_ns[length], blocks) for length, blocks in taken.samples_ns.items()},
+                "speedup": {length: taken.times_as_fast_as(first, length) for length in taken.samples_ns},
                 "load_ms": taken.load_ms,
                 "peak_rss_bytes": taken.memory.peak_rss_bytes,
                 "unstable": taken.unstable,
