@@ -66,6 +66,11 @@ class Cache:
         """What steps that were killed go on from, one folder a key."""
         return self.root / "unfinished"
 
+    @property
+    def environments(self) -> Path:
+        """Pinned Python environments of libraries that cannot be installed beside optbench."""
+        return self.root / "environments"
+
     def artifact(self, key: str) -> Path:
         """The artifact of a key, present or not."""
         return self.artifacts / key

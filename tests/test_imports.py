@@ -79,6 +79,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "report": {"report", "record", "verdict", "boxes", "environments", "measure", "artifact", "errors"},
     "graph_trust": set(),
     "audit": {"artifact", "checkpoint", "graph_trust", "record", "errors"},
+    "loaders": {"loaders", "artifact", "checkpoint", "encoder", "environments", "tasks", "report.table", "errors"},
+    "extending": {"artifact", "steps", "machine", "errors"},
     "publish": {"publish", "audit", "record", "verdict", "artifact", "machine", "errors"},
     "comparison": {"record", "verdict", "measure", "tune", "report", "machine", "errors"},
     "gate": {"comparison", "record", "verdict", "measure", "report", "errors"},

@@ -35,6 +35,7 @@ COMMANDS = (
     measuring.scenarios,
     measuring.probe,
     shipping.verify,
+    shipping.extend,
     shipping.publish,
     shipping.pull,
 )

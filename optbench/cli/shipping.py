@@ -5,23 +5,37 @@ from typing import Annotated
 
 import typer
 
-from optbench.cli.options import Json
+from optbench.cli.options import CacheFolder, Json, cache_at
 from optbench.errors import PublishError
 from optbench.terminal import print_json, print_line, print_tables, print_warnings, watching
 
-__all__ = ["publish", "pull", "verify"]
+__all__ = ["extend", "publish", "pull", "verify"]
 
 ArtifactPath = Annotated[Path, typer.Argument(metavar="ARTIFACT", help="An artifact's folder.")]
 PublicKey = Annotated[str | None, typer.Option("--public-key", help="The minisign key that must have signed it: a file, or its text.")]
 Sha256 = Annotated[str | None, typer.Option("--sha256", help="The hash that the artifact must have.")]
 
 
-def verify(artifact: ArtifactPath, public_key: PublicKey = None, sha256: Sha256 = None, as_json: Json = False) -> None:
-    """Check every byte of an artifact, and what its files would have an engine do. Exit 1 names every problem."""
+def verify(
+    artifact: ArtifactPath,
+    loaders: Annotated[
+        str | None, typer.Option("--loaders", help="Load it in these libraries too, comma-separated, or all; the first run installs some.")
+    ] = None,
+    public_key: PublicKey = None,
+    sha256: Sha256 = None,
+    cache: CacheFolder = None,
+    as_json: Json = False,
+) -> None:
+    """Check every byte of an artifact, and what its files would have an engine do; with --loaders, that libraries load it alike.
+
+    Exit 1 where a problem is found or a loader gives other vectors, 3 where a loader could not be run.
+    """
     from optbench.audit import audit
+    from optbench.loaders.conformance import LoaderRow, Status, check_loaders, loader_names, loader_table, loader_texts
     from optbench.publish.signature import check_folder
     from optbench.report.table import Table
 
+    chosen = loader_names(loaders) if loaders else ()
     with watching() as watch:
         watch.begin("verify")
         found = audit(artifact)
@@ -34,21 +48,57 @@ def verify(artifact: ArtifactPath, public_key: PublicKey = None, sha256: Sha256 
             except PublishError as error:
                 problems.append(str(error))
         watch.end(f"{found.files} files, {len(problems)} problems")
+        rows: tuple[LoaderRow, ...] = ()
+        # What failed above is opened by nothing.
+        if chosen and not problems:
+            watch.begin("loaders")
+            texts = loader_texts()
+            rows = check_loaders(artifact, chosen, texts, cache_at(cache).environments, watch.update)
+            watch.end(f"{len(rows)} loaders, {len(texts)} texts")
     if as_json:
-        print_json("verify", **found.model_dump(mode="json", exclude={"problems"}), problems=problems)
+        print_json(
+            "verify",
+            **found.model_dump(mode="json", exclude={"problems"}),
+            problems=problems,
+            loaders=[row.model_dump(mode="json") for row in rows],
+        )
     else:
         signed = "no" if not found.signed else "yes" if public_key else "yes, not checked: give --public-key"
-        rows = [
+        facts = [
             ["sha256", found.sha256 or ""],
             ["kind", f"{found.kind}, {found.weights} weights"],
             ["size", f"{found.files} files, {found.size_bytes / 1e6:.1f} MB"],
             ["measured", found.measured or "no record is of these bytes"],
             ["signed", signed],
         ]
-        print_tables([Table(str(artifact), ["", ""], rows if found.sha256 else [])])
+        print_tables([Table(str(artifact), ["", ""], facts if found.sha256 else []), loader_table(rows)])
         print_warnings(problems)
-    if problems:
+    statuses = {row.status for row in rows}
+    if problems or statuses & {Status.DIFFERS, Status.FAILS}:
         raise typer.Exit(1)
+    if Status.CANNOT_RUN in statuses:
+        raise typer.Exit(3)
+
+
+def extend(
+    artifact: ArtifactPath,
+    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="Where the extended copy goes; must not be there yet.")],
+    other: Annotated[
+        Path | None, typer.Option("--with", help="An artifact of the same model whose graph is added; an ONNX graph is converted without.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Copy an artifact with a graph of the other format beside its own, so that ONNX and OpenVINO loaders take one folder."""
+    from optbench.extending import extend as extend_artifact
+
+    with watching() as watch:
+        watch.begin("extend")
+        made = extend_artifact(artifact, output, other=other)
+        watch.end(f"{made.size_bytes / 1e6:.1f} MB")
+    if as_json:
+        print_json("extend", folder=str(output), sha256=made.sha256, size_bytes=made.size_bytes)
+    else:
+        print_line(f"{output}  sha256 {made.sha256}")
 
 
 def publish(

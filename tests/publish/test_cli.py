@@ -8,7 +8,7 @@ from typing import Any
 from typer.testing import CliRunner, Result
 
 from optbench import cli
-from optbench.artifact import open_artifact
+from optbench.artifact import Kind, open_artifact
 from tests.publish.test_filesystem import contents
 from tests.test_json import check_keys
 
@@ -86,3 +86,11 @@ def test_verify_of_no_artifact_exits_1_and_says_what_one_is(tmp_path: Path) -> N
     found = run("verify", tmp_path)
     assert found.exit_code == 1
     assert "manifest.json: No such file or directory" in found.stderr
+
+
+def test_extend_writes_a_copy_with_both_graphs(make_exported: Callable[..., Path], tmp_path: Path) -> None:
+    made = document(run("extend", make_exported(kind=Kind.ONNX), tmp_path / "both", "--json"))
+    check_keys("extend", made)
+    assert open_artifact(tmp_path / "both").sha256 == made["sha256"]
+    # What was added changes nothing about what was measured.
+    assert run("publish", tmp_path / "both", tmp_path / "there").exit_code == 0

@@ -1,0 +1,1 @@
+"""Proof that an exported folder loads in the libraries that people use, and gives the same vectors there."""
