@@ -2,17 +2,21 @@
 
     python bench/readme_table.py
 
-The text between the two `results` marks is replaced; nothing else is touched.
+The text between the two `results` marks is replaced, and the figure that stands there is drawn anew; nothing else is touched.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from optbench.record import Record, newest_record
 from optbench.report.accuracy import accuracy_table
-from optbench.report.table import Table, reading_length, to_markdown, tradeoff_table
+from optbench.report.page import save_figure
+from optbench.report.plots import headline_plot
+from optbench.report.table import Table, latency_interval, reading_length, to_markdown, tradeoff_table
 from optbench.verdict import fastest_baseline, judge
 
 ROOT = Path(__file__).parent.parent
+FIGURE = "docs/speedup.svg"
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
 
 
@@ -25,9 +29,9 @@ def summary_row(record: Record) -> list[str]:
     lengths = record.recipe.workload.judged
     return [
         record.recipe.name,
-        f"{record.timing('torch fp32').median_ms(length):.3g}",
-        f"{record.timing(fastest_baseline(record, length)).median_ms(length):.3g}",
-        f"{final.median_ms(length):.3g}",
+        f"{latency_interval(record.timing('torch fp32'), length).point:.3g}",
+        f"{latency_interval(record.timing(fastest_baseline(record, length)), length).point:.3g}",
+        f"{latency_interval(final, length).point:.3g}",
         f"{min(speedups):.2f}-{max(speedups):.2f} ({lengths[0]}-{lengths[-1]})",
         f">= {record.recipe.targets.speedup:.2f}",
         f"{record.points[0].size_bytes / 1e6:.0f} -> {record.final.size_bytes / 1e6:.0f}",
@@ -35,9 +39,8 @@ def summary_row(record: Record) -> list[str]:
     ]
 
 
-def results() -> str:
+def results(records: Sequence[Record]) -> str:
     """The results section in markdown."""
-    records = [newest_record(folder.parent) for folder in sorted((ROOT / "exported").glob("*/records"))]
     first = records[0]
     length = reading_length(first)
     columns = ["recipe", f"torch fp32, ms@{length}", "fastest fp32 engine", "optimized", "speed-up (tokens)", "target", "MB", "verdict"]
@@ -46,7 +49,8 @@ def results() -> str:
         "lengths. The three large bodies ran with random weights, as no model hub could be reached: their latency is true, their accuracy "
         "is not judged. all-MiniLM-L6-v2 ran with its real weights:"
     )
-    parts = [to_markdown(Table("", columns, [summary_row(record) for record in records], note))]
+    about = "Speed-up of each recipe over the fastest fp32 engine of its run, with 95 % intervals"
+    parts = [f"![{about}]({FIGURE})\n", to_markdown(Table("", columns, [summary_row(record) for record in records], note))]
     for record in records:
         if record.weights == "real":
             parts += [to_markdown(table) for table in (tradeoff_table(record), accuracy_table(record)) if table is not None]
@@ -54,11 +58,13 @@ def results() -> str:
 
 
 def main() -> None:
-    """Replace the section."""
+    """Replace the section, and draw its figure."""
+    records = [newest_record(folder.parent) for folder in sorted((ROOT / "exported").glob("*/records"))]
+    save_figure(headline_plot(records), ROOT / FIGURE)
     path = ROOT / "README.md"
     before, rest = path.read_text(encoding="utf-8").split(BEGIN)
     after = rest.split(END)[1]
-    path.write_text(f"{before}{BEGIN}\n\n{results()}\n{END}{after}", encoding="utf-8")
+    path.write_text(f"{before}{BEGIN}\n\n{results(records)}\n{END}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":
