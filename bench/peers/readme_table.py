@@ -25,7 +25,7 @@ def latency_cells(row: LatencyRow) -> list[str]:
     if row.reason is not None:
         return ["did not run", *[""] * len(LENGTHS)]
     at = row.speedup[16]
-    return [*(f"{row.median_ms(length):.3g}" for length in LENGTHS), f"{at.point:.2f} ({at.low:.2f}..{at.high:.2f})"]
+    return [*(f"{row.ms[length].point:.3g}" for length in LENGTHS), f"{at.point:.2f} ({at.low:.2f}..{at.high:.2f})"]
 
 
 def accuracy_cells(row: AccuracyRow | None, tasks: list[str]) -> list[str]:

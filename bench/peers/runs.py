@@ -51,6 +51,7 @@ class LatencyRow(_Row):
 
     Attributes:
         round_medians_ns: by length, the median of each round.
+        ms: by length, the typical latency with its interval.
         speedup: by length, over the run's first row, round by round.
         load_ms: opening the model.
         peak_rss_bytes: of its process.
@@ -58,14 +59,11 @@ class LatencyRow(_Row):
     """
 
     round_medians_ns: dict[int, tuple[int, ...]] = {}
+    ms: dict[int, Interval] = {}
     speedup: dict[int, Interval] = {}
     load_ms: float | None = None
     peak_rss_bytes: int | None = None
     unstable: tuple[int, ...] = ()
-
-    def median_ms(self, length: int) -> float:
-        """The median round, in milliseconds."""
-        return float(np.median(self.round_medians_ns[length])) / 1e6
 
 
 class AccuracyRow(_Row):
