@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from optbench.tasks.base import BaseTask, PairData
+from optbench.tasks.base import BaseTask, PairData, load_tasks
 
 __all__ = ["JudgedTexts", "judged_texts", "normalize_text"]
 
@@ -42,15 +42,14 @@ def normalize_text(text: str) -> str:
 
 
 def judged_texts(tasks: Iterable[BaseTask]) -> JudgedTexts:
-    """The test texts of tasks, which are read for it.
+    """The test texts of tasks, all their languages, which are read for it.
 
     Raises:
         TaskError: a task's file is missing or broken.
     """
     queries: dict[str, str] = {}
     documents: dict[str, str] = {}
-    for task in tasks:
-        data = task.load()
+    for data in load_tasks(tasks):
         if isinstance(data, PairData):
             queries |= dict.fromkeys(map(normalize_text, (*data.first, *data.second)), data.name)
         else:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from optbench.errors import TaskError
-from optbench.tasks import XquadR, load_tasks, parse_task
+from optbench.tasks import XquadR, judged_texts, load_tasks, parse_task
 
 CONTEXT = "Rome has seven hills. Paris has one river. Nobody counted. Rome has seven hills."
 
@@ -71,6 +71,7 @@ def test_folder_is_a_task_of_several_languages(tmp_path: Path) -> None:
     assert [(each.name, each.language, each.weight) for each in data] == [("xquadr:de", "de", 2.0), ("xquadr:en", "en", 2.0)]
     spare = task.calibration_texts(2)
     assert spare.documents == ("Nobody counted.", "Nobody counted.")  # one a language
+    assert judged_texts([task]).find_query("how many hills?") == "xquadr:en"
     assert parse_task(str(tmp_path)) == XquadR(path=tmp_path)
 
 
