@@ -15,6 +15,8 @@ const config = {
 async function draw() {
   const failures = [];
   for (const holder of document.querySelectorAll("[data-spec]")) {
+    // The page can be read and scrolled while its figures are drawn one after another.
+    await new Promise((next) => setTimeout(next));
     const spec = JSON.parse(document.getElementById(holder.dataset.spec).textContent);
     // ast: expressions are interpreted, so that the page needs no eval.
     // Names take at most two fifths of the width, so that on a phone there is room for the figure.
