@@ -48,10 +48,10 @@ class Base(BaseModel):
     source: str = Field(description="hub:ORG/NAME, path:DIR, package:DISTRIBUTION, package:DISTRIBUTION/SUBDIR, or random.")
     revision: str | None = Field(default=None, description="hub only: a commit (40 digits); a branch, tag or short hash is put on record.")
     license: str = Field(pattern=SPDX, description="SPDX identifier or expression.")
-    body: Body
-    pooling: Pooling
-    normalize: bool
-    prompts: Prompts = Prompts()
+    body: Body = Field(description="The transformer's shape, as its config.json has it.")
+    pooling: Pooling = Field(description="How token vectors become one: their mean, or the first token's.")
+    normalize: bool = Field(description="Whether embeddings are scaled to length 1.")
+    prompts: Prompts = Field(default=Prompts(), description="Text put before a query and before a document.")
     max_tokens: int = Field(ge=1, description="The longest input in tokens, special tokens included.")
     seed: int = Field(default=0, ge=0, lt=2**32, description="Of random weights.")
 

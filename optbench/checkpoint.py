@@ -74,15 +74,15 @@ class Body(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     architecture: Literal["BertModel", "XLMRobertaModel", "RobertaModel", "MPNetModel"] = Field(description="The transformers class.")
-    layers: int = Field(ge=1, le=256)
+    layers: int = Field(ge=1, le=256, description="Transformer layers.")
     hidden: int = Field(ge=1, le=65536, description="Width of the residual stream; the embedding's dimension.")
-    heads: int = Field(ge=1, le=1024)
+    heads: int = Field(ge=1, le=1024, description="Attention heads of a layer.")
     feed_forward: int = Field(ge=1, le=1048576, description="Width of the feed-forward layer.")
-    vocabulary: int = Field(ge=1, le=10_000_000)
+    vocabulary: int = Field(ge=1, le=10_000_000, description="Rows of the embedding table.")
     positions: int = Field(ge=1, le=1_000_000, description="Rows of the position table.")
-    type_vocabulary: int = Field(default=1, ge=1, le=64)
-    layer_norm_epsilon: float = Field(default=1e-12, gt=0, lt=1)
-    pad_id: int = Field(default=0, ge=0)
+    type_vocabulary: int = Field(default=1, ge=1, le=64, description="Rows of the token type table.")
+    layer_norm_epsilon: float = Field(default=1e-12, gt=0, lt=1, description="Added to the variance that LayerNorm divides by.")
+    pad_id: int = Field(default=0, ge=0, description="The padding token's id; RoBERTa-like models count positions from it.")
     layer_heads: tuple[Count, ...] | None = Field(
         default=None,
         exclude_if=lambda value: value is None,
@@ -165,8 +165,8 @@ class Prompts(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    query: str = ""
-    document: str = ""
+    query: str = Field(default="", description="Before every query, its trailing space included.")
+    document: str = Field(default="", description="Before every document.")
 
 
 class Description(BaseModel):

@@ -84,6 +84,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "publish": {"publish", "audit", "record", "verdict", "artifact", "machine", "errors"},
     "comparison": {"record", "verdict", "measure", "tune", "report", "machine", "errors"},
     "gate": {"comparison", "record", "verdict", "measure", "report", "errors"},
+    "reference": {"recipe", "steps"},
     "starting": {"recipe_file", *BASE, "checkpoint", "errors"},
     "terminal": {"report"},
     "runner": RUN | {"stages", "layer_times", "evidence", "tune", "report.card"},

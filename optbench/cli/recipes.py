@@ -49,11 +49,17 @@ def check(recipes: Annotated[list[Path], typer.Argument(metavar="RECIPE...", hel
         raise typer.Exit(ERROR_STATUS)
 
 
-def schema(as_json: Json = False) -> None:
+def schema(
+    as_json: Json = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the recipe reference instead, as docs/recipe.md holds it.")] = False,
+) -> None:
     """Print the JSON schema of recipes, for editors."""
     from optbench.recipe import recipe_schema
+    from optbench.reference import render_reference
 
-    if as_json:
+    if markdown:
+        print(render_reference(), end="")  # noqa: T201
+    elif as_json:
         print_json("schema", schema=recipe_schema())
     else:
         print(json.dumps(recipe_schema(), indent=2))  # noqa: T201

@@ -57,7 +57,7 @@ class Distill(BaseStep):
     warmup: float = Field(
         default=0.05, gt=0, lt=1, description="Share of the training in which the learning rate rises; then it falls to 0."
     )
-    weight_decay: float = Field(default=0.01, ge=0, lt=1)
+    weight_decay: float = Field(default=0.01, ge=0, lt=1, description="AdamW's; biases and norms are left out of it.")
     embedding_weight: float = Field(default=1.0, ge=0, description="Of 1 - cosine to the base's embedding.")
     hidden_weight: float = Field(default=1.0, ge=0, description="Of the distance of all tokens' states after each layer; 0 leaves it out.")
     relation_weight: float = Field(
@@ -70,7 +70,7 @@ class Distill(BaseStep):
     evaluations: int = Field(default=10, ge=1, le=1000, description="Looks at the held-out part; a checkpoint is kept at each.")
     patience: int = Field(default=3, ge=1, description="Looks without a gain after which training stops.")
     precision: Literal["auto", "fp32", "bf16"] = Field(default="auto", description="Arithmetic; auto is bf16 where the CPU multiplies it.")
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, description="Of everything that is drawn.")
 
     def files(self, folder: Path) -> Mapping[str, Path]:
         """The files of `texts`."""

@@ -68,7 +68,7 @@ class Finetune(BaseStep):
     temperature: float = Field(default=0.05, gt=0, le=1, description="Of InfoNCE.")
     learning_rate: float = Field(default=2e-5, gt=0, lt=1, description="AdamW's, at its highest.")
     warmup: float = Field(default=0.1, gt=0, lt=1, description="Share of a stage in which the learning rate rises; then it falls to 0.")
-    weight_decay: float = Field(default=0.01, ge=0, lt=1)
+    weight_decay: float = Field(default=0.01, ge=0, lt=1, description="AdamW's; biases and norms are left out of it.")
     negatives: int = Field(default=4, ge=1, le=100, description="Hard negatives a pair, of those mined and of those judged.")
     margin: float = Field(
         default=0.05,
@@ -82,7 +82,7 @@ class Finetune(BaseStep):
     evaluations: int = Field(default=5, ge=1, le=1000, description="Looks at the held-out part in a stage; a checkpoint is kept at each.")
     patience: int = Field(default=3, ge=1, description="Looks without a gain after which a stage stops.")
     precision: Literal["auto", "fp32", "bf16"] = Field(default="auto", description="Arithmetic; auto is bf16 where the CPU multiplies it.")
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, description="Of everything that is drawn.")
 
     def files(self, folder: Path) -> Mapping[str, Path]:
         """The files of `data`."""
