@@ -64,6 +64,8 @@ def _settles(interval: Interval, wanted: int, distance: float, deviation: float)
     if deviation == 0:
         return 1.0
     joined = -1 if interval.of == "queries" else 1
-    scatter = NormalDist(distance, deviation * math.sqrt(1 / interval.n + joined / wanted))
+    # So few processes leave their own deviation uncertain: the truth's is Student's, whose variance is larger by this.
+    present = (interval.n - 1) / max(interval.n - 3, 1) if interval.of == "processes" else 1
+    scatter = NormalDist(distance, deviation * math.sqrt(present / interval.n + joined / wanted))
     reach = _quantile(interval, wanted) * deviation / math.sqrt(wanted)
     return 1 - scatter.cdf(reach) + scatter.cdf(-reach)
