@@ -183,3 +183,15 @@ def test_command_that_runs_elsewhere_is_found_there(block: Block) -> None:
             typer.main.get_group(cli.app).commands[words[1]].make_context(words[1], list(words[2:]))
             continue
         assert shlex.join(words).replace("'", "") in text.replace("'", ""), f"{block.where}: {shlex.join(words)} is not in {block.detail}"
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_command_named_in_a_sentence_or_a_workflow_exists_with_its_options(path: Path) -> None:
+    commands = typer.main.get_group(cli.app).commands
+    text = path.read_text(encoding="utf-8")
+    named = re.findall(r"`optbench\s+([a-z][^`]*)`", text) + re.findall(r"- run: optbench ([^|#\n]*)", text)
+    for name, *rest in map(str.split, named):
+        assert name in commands, f"{path.name}: optbench {name}"
+        known = {option for parameter in commands[name].params for option in (*parameter.opts, *parameter.secondary_opts)} | {"--help"}
+        unknown = {word for word in rest if word.startswith("--")} - known
+        assert not unknown, f"{path.name}: optbench {name} has no {', '.join(sorted(unknown))}"
