@@ -81,7 +81,7 @@ def test_changed_record_is_read_or_is_a_record_error(data: st.DataObject, make_r
             assert str(path) in str(error)  # noqa: PT017
 
 
-@pytest.mark.parametrize("content", [b"[" * 200_000, b'{"a":' * 200_000, b"9" * 100_000, b'{"schema_version": 2' + b" " * 1000])
+@pytest.mark.parametrize("content", [b"[" * 5_000, b'{"a":' * 5_000, b"9" * 100_000, b'{"schema_version": 2' + b" " * 1000])
 def test_nesting_and_numbers_without_end_are_errors_and_no_bugs(content: bytes, tmp_path: Path) -> None:
     for name in (MANIFEST, "file", "config.json"):
         (tmp_path / name).write_bytes(content)
