@@ -12,6 +12,7 @@ import dataclasses
 import json
 import random
 import shutil
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -91,6 +92,10 @@ def measure(folder: Path, data: RetrievalData) -> Any:
     return measure_accuracy(encode, data)
 
 
+def say(message: str, share: float | None) -> None:
+    print(f"\r{message}{'' if share is None else f', {share:.0%}'}", end=" ", file=sys.stderr, flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="the folder of chorus and xquadr")
@@ -117,7 +122,7 @@ def main() -> None:
             step = Finetune.model_validate({"data": [folder / name], **options})
             for made in ("out", "work"):
                 (folder / f"{name}-{made}").mkdir()
-            context = StepContext(scratch=folder / f"{name}-work", machine=read_machine(), judged=judged)
+            context = StepContext(scratch=folder / f"{name}-work", machine=read_machine(), judged=judged, progress=say)
             report = step.run(source, folder / f"{name}-out", context)
             other = next(each for each in loaded if each != name)
             for label, measured in ((f"{name}, unseen half", unseen), (f"{other}, all", loaded[other])):

@@ -28,6 +28,7 @@ from optbench.plan import Cache, library_versions
 from optbench.recipe import Recipe
 from optbench.record import Point, Record
 from optbench.stages import Listener, Stage
+from optbench.steps import Step
 from optbench.tasks import PairData, RetrievalData, Task, load_tasks
 from optbench.tokenizer import encode_batch, load_tokenizer
 
@@ -110,9 +111,7 @@ class NumbersGauge:
             if self._base is None:
                 self._base = vectors
             if to_source is not None and to_base is not None:
-                # What recovers towards the base moves on purpose: it is judged by how near to the base it came.
-                recovers = stage.step is not None and stage.step.needs_base
-                self._check_floor(stage, *((to_base, "the base") if recovers else (to_source, "the step's source")))
+                self._check_floor(stage, *judged_fidelity(stage.step, to_source, to_base))
             accuracy: tuple[AccuracyResult, ...] = ()
             if stage.artifact.weights == "real":
                 accuracy = self._accuracy(stage, encode)
@@ -146,6 +145,11 @@ class NumbersGauge:
             self.warnings.append(said + "; the weights are random, so the run goes on")
             return
         raise StepError(f"{said}; use a gentler setting for this step, or lower fidelity in the recipe if that is wanted")
+
+
+def judged_fidelity(step: Step | None, to_source: Fidelity, to_base: Fidelity) -> tuple[Fidelity, str]:
+    """What the floor is held against, and its name: a step that recovers towards the base moves on purpose, and is to come near that."""
+    return (to_base, "the base") if step is not None and step.needs_base else (to_source, "the step's source")
 
 
 def sample_texts(data: Sequence[RetrievalData | PairData], count: int) -> tuple[list[str], list[str]]:

@@ -13,12 +13,15 @@ from numpy.typing import NDArray
 from optbench.artifact import Artifact, Kind, open_artifact
 from optbench.engines.torch import Torch
 from optbench.errors import MachineError, StepError
+from optbench.evidence import judged_fidelity
 from optbench.machine import read_machine
+from optbench.measure.fidelity import Fidelity
 from optbench.plan import Cache, step_key
 from optbench.recipe_file import load_recipe
 from optbench.stages import make_stage, serve_step
 from optbench.steps.base import StepContext, StepReport
 from optbench.steps.distill import Distill
+from optbench.steps.export_onnx import ExportOnnx
 from optbench.steps.training.distillation import map_layers
 from optbench.steps.training.model import use_bf16
 from optbench.tasks import JudgedTexts
@@ -225,6 +228,12 @@ def test_key_holds_the_base_the_judged_texts_and_the_files(tmp_path: Path) -> No
     keys = {key("a", "a"), key("b", "a"), key("a", "b")}
     (tmp_path / "a.txt").write_text("blue shoe")
     assert len({*keys, key("a", "a")}) == 4
+
+
+def test_floor_of_a_recipe_holds_against_what_the_step_is_to_come_near() -> None:
+    near, far = (Fidelity(mean=mean, p01=mean, minimum=mean, worst=0, n_texts=2) for mean in (0.9, 0.5))
+    assert judged_fidelity(Distill(), to_source=far, to_base=near) == (near, "the base")
+    assert judged_fidelity(ExportOnnx(), to_source=far, to_base=near) == (far, "the step's source")
 
 
 class Killing:
