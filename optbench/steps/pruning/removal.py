@@ -11,6 +11,8 @@ Source: Hassibi and Stork 1992, "Second order derivatives for network pruning"; 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from optbench.errors import StepError
 
 if TYPE_CHECKING:
@@ -103,18 +105,20 @@ def _cheapest(inverse: "torch.Tensor", scaled: "torch.Tensor", unit: int, step: 
         best = sorted(range(count), key=costs.__getitem__)[:step]
         return torch.tensor(best), sum(costs[i] for i in best)
     pool = (scaled.square().sum(0) / inverse.diagonal()).argsort(stable=True)[: POOL_FACTOR * step]
-    small, gram = inverse[pool][:, pool].double(), (scaled[:, pool].T @ scaled[:, pool]).double()
+    small, gram = inverse[pool][:, pool].double().numpy(), (scaled[:, pool].T @ scaled[:, pool]).double().numpy()
     chosen: list[int] = []
     error = 0.0
+    # In numpy: hundreds of thousands of operations this small would spend their time waiting for torch's threads.
     for _ in range(min(step, len(pool))):
         costs_of = gram.diagonal() / small.diagonal()
-        costs_of[chosen] = torch.inf
+        costs_of[chosen] = np.inf
         first = int(costs_of.argmin())
         error += float(costs_of[first])
         # What stays makes up for the one that goes: u_i becomes u_i - u_first H^-1_first,i / H^-1_first,first.
-        share, row = small[first] / small[first, first], gram[first].clone()
-        gram = gram - torch.outer(share, row) - torch.outer(row, share) + torch.outer(share, share) * row[first]
-        small = small - torch.outer(small[:, first], share)
+        share = small[first] / small[first, first]
+        row = gram[first] - 0.5 * gram[first, first] * share
+        gram -= np.outer(share, row) + np.outer(row, share)
+        small -= np.outer(small[:, first], share)
         small[first, first] = 1.0
         chosen.append(first)
     return pool[chosen], error
