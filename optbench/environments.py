@@ -6,7 +6,7 @@ a CUDA build of torch.
 """
 
 import hashlib
-import importlib.util
+import importlib.metadata
 import json
 import os
 import shutil
@@ -127,7 +127,8 @@ def make_environment(environment: PinnedEnvironment, root: Path, progress: Progr
 
 def _install(environment: PinnedEnvironment, folder: Path) -> None:
     # This interpreter's own pip serves another just as well, and a copy takes seconds to unpack.
-    with_pip = importlib.util.find_spec("pip") is None
+    # Looked for by its metadata: where setuptools is, looking for the module itself replaces distutils, with a warning.
+    with_pip = not any(importlib.metadata.distributions(name="pip"))
     try:
         venv.EnvBuilder(with_pip=with_pip, symlinks=True).create(folder)
     except (OSError, subprocess.CalledProcessError) as error:

@@ -151,5 +151,5 @@ def test_recipes_that_are_shipped_are_found_by_name_and_files_come_first(tmp_pat
     assert load_recipe(Path("minilm-l6")).name == "minilm-l6"
     (tmp_path / "minilm-l6").write_text((ROOT / "recipes" / "gte-large.yaml").read_text())
     assert load_recipe(Path("minilm-l6")).name == "gte-large"
-    with pytest.raises(RecipeError, match="name a recipe file, or one that optbench ships: arctic-l, gte-large"):
+    with pytest.raises(RecipeError, match="name a recipe file, or one that optbench ships: arctic-l, arctic-l-small, gte-large"):
         load_recipe(Path("no-such-recipe"))
