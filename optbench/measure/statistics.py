@@ -98,8 +98,8 @@ def paired_relative_change(
     holds the truth in 90 % of runs, Student's t in 92 %, the studentized bootstrap in 87 %, Hall's skewness correction and BCa in
     88 %. Where all that is lost is lost by one query in a hundred, they hold it in 78 %. So two queries join those that are
     resampled, one each way, which change by as much as the one that changed most, and by a quarter of a query's value at least.
-    Then it is 98 %, and 93 % at worst. They make the interval wider by a fifth to a half with 99 queries and by a tenth at most with
-    1,200. Where no query ever loses much, 99 of them hold the truth more often than it says, in up to 100 %. It is the percentile
+    Then it is 98 %, and 93 % at worst. They make the interval wider by a fifth to a half with 99 queries, and by less the more there
+    are. Where no query ever loses much, 99 of them hold the truth more often than it says, in up to 100 %. It is the percentile
     bootstrap's at Hesterberg's expanded level.
 
     Args:
