@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 from optbench.artifact import Artifact, Kind, Weights, seal
 from optbench.checkpoint import Body, Description, Prompts, write_layout
@@ -20,6 +21,10 @@ from optbench.record import Point, Record
 from optbench.steps.base import StepContext, StepReport
 from optbench.steps.convert_openvino import ConvertOpenvino
 from optbench.steps.export_onnx import ExportOnnx
+
+# How long an example takes is no property of the code on a machine that runs a second test beside it.
+settings.register_profile("suite", deadline=None)
+settings.load_profile("suite")
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 WORDS = [
