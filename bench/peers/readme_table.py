@@ -69,7 +69,9 @@ def section() -> str:
     note = (
         f"{first.machine.cpu}, {first.threads} threads, batch 1, medians of rounds in which all peers of a table took turns. "
         "x: as many times as fast as the table's first row, with its 95 % interval. Cosine to torch eager over the queries, mean / worst. "
-        "Accuracy: the first row's value, then the relative change in % with its paired 95 % interval; with random weights there is none."
+        "Accuracy: the first row's value, then the relative change in % with its paired 95 % interval; with random weights there is none. "
+        "OpenVINO through optimum-intel and sentence-transformers is left at its defaults, which are bf16 for all but the int8 products "
+        "where the CPU has it; optbench and the openvino row are held to fp32 there."
     )
     disturbed = [f"{run.model}, {run.interface}: {warning}." for run in latency for warning in run.warnings]
     return "\n".join([*tables, " ".join([note, *disturbed])])
