@@ -42,7 +42,7 @@ def render_reference() -> str:
         parts.append(f"## {title}\n\nEach entry of `{key}` begins with `{tag}:`, which says which of these it is.\n")
         for name, target in schema["properties"][key]["items"]["discriminator"]["mapping"].items():
             model = definitions[target.rpartition("/")[2]]
-            parts.append(_section(f"`{tag}: {name}`", 3, model, without=tag, note=kinds.get(name, "")))
+            parts.append(_section(f"`{tag}: {name}`", 3, _required_first(model), without=tag, note=kinds.get(name, "")))
             for reference in _references(model, definitions, skip=set()):
                 if reference not in done:
                     done.add(reference)
@@ -63,6 +63,12 @@ def _references(schema: Schema, definitions: Schema, skip: set[str]) -> Iterator
         for reference in re.findall(r'"#/\$defs/(\w+)"', json.dumps(value)):
             yield reference
             yield from _references(definitions[reference], definitions, set())
+
+
+def _required_first(model: Schema) -> Schema:
+    """The same model: pydantic puts what entries of a union share in front, whether it must be there or not."""
+    required = model.get("required", ())
+    return {**model, "properties": dict(sorted(model["properties"].items(), key=lambda item: item[0] not in required))}
 
 
 def _section(heading: str, level: int, model: Schema, *, without: str = "", note: str = "") -> str:

@@ -7,14 +7,15 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from optbench.artifact import Artifact, Kind
+from optbench.artifact import Artifact
 from optbench.checkpoint import read_body, read_prompts
 from optbench.errors import StepError
-from optbench.steps.base import BaseStep, StepContext, StepReport
+from optbench.steps.base import StepContext, StepReport
 from optbench.steps.training.distillation import distillation_loss, map_layers, teacher_vectors
 from optbench.steps.training.model import build_trainable, check_extra, torch_body, use_bf16
+from optbench.steps.training.step import Evaluations, HeldOut, LearningRate, TrainingStep, Warmup
 from optbench.steps.training.texts import check_known, check_not_judged, read_texts, text_files
-from optbench.steps.training.trainer import Plan, Trained, length_grouped, train
+from optbench.steps.training.trainer import Trained, length_grouped, train
 from optbench.torch_model import save_torch_model
 from optbench.worker import peak_rss_bytes
 
@@ -23,21 +24,16 @@ __all__ = ["Distill"]
 HELD_OUT_MIN, HELD_OUT_MAX = 8, 1000
 
 
-class Distill(BaseStep):
+class Distill(TrainingStep):
     """Train a checkpoint to give the embeddings of the recipe's base.
 
     The texts are the recipe's calibration texts and those of `texts`; what the tasks ask or judge is refused. Tables stay as they
     are. A part of the texts is held out and decides which weights are kept. A run that was killed goes on from its last checkpoint.
     """
 
-    takes: ClassVar[frozenset[Kind]] = frozenset({Kind.CHECKPOINT})
-    gives: ClassVar[Kind] = Kind.CHECKPOINT
     version: ClassVar[int] = 1
-    libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers", "sentence-transformers", "accelerate", "tokenizers")
     needs_calibration: ClassVar[bool] = True
     needs_base: ClassVar[bool] = True
-    needs_judged: ClassVar[bool] = True
-    resumes: ClassVar[bool] = True
 
     step: Literal["distill"] = "distill"
     texts: tuple[Path, ...] = Field(
@@ -49,15 +45,11 @@ class Distill(BaseStep):
     )
     max_texts: int = Field(default=200_000, ge=16, description="At most so many texts of each source, drawn with the seed.")
     epochs: int = Field(default=3, ge=1, le=1000, description="Passes over the texts, if the minutes allow.")
-    minutes: float | None = Field(
-        default=None, gt=0, description="Time for training; the schedule then follows the clock. As long as the epochs take when left out."
-    )
     batch: int = Field(default=64, ge=1, le=4096, description="Texts a step.")
-    learning_rate: float = Field(default=3e-4, gt=0, lt=1, description="AdamW's, at its highest.")
-    warmup: float = Field(
-        default=0.05, gt=0, lt=1, description="Share of the training in which the learning rate rises; then it falls to 0."
-    )
-    weight_decay: float = Field(default=0.01, ge=0, lt=1, description="AdamW's; biases and norms are left out of it.")
+    learning_rate: LearningRate = 3e-4
+    warmup: Warmup = 0.05
+    held_out: HeldOut = 0.02
+    evaluations: Evaluations = 10
     embedding_weight: float = Field(default=1.0, ge=0, description="Of 1 - cosine to the base's embedding.")
     hidden_weight: float = Field(default=1.0, ge=0, description="Of the distance of all tokens' states after each layer; 0 leaves it out.")
     relation_weight: float = Field(
@@ -66,11 +58,6 @@ class Distill(BaseStep):
     layer_map: tuple[int, ...] | None = Field(
         default=None, description="The base's layer, from 0, that each layer answers to; spread evenly when left out."
     )
-    held_out: float = Field(default=0.02, gt=0, lt=0.5, description="Share of the texts that is not trained on and decides what is kept.")
-    evaluations: int = Field(default=10, ge=1, le=1000, description="Looks at the held-out part; a checkpoint is kept at each.")
-    patience: int = Field(default=3, ge=1, description="Looks without a gain after which training stops.")
-    precision: Literal["auto", "fp32", "bf16"] = Field(default="auto", description="Arithmetic; auto is bf16 where the CPU multiplies it.")
-    seed: int = Field(default=0, ge=0, description="Of everything that is drawn.")
 
     def files(self, folder: Path) -> Mapping[str, Path]:
         """The files of `texts`."""
@@ -112,20 +99,11 @@ class Distill(BaseStep):
             loss,
             Dataset.from_dict({"text": texts[count:], "label": range(count, len(texts))}),
             Dataset.from_dict({"text": texts[:count], "label": range(count)}),
-            Plan(
-                epochs=self.epochs,
-                minutes=self.minutes,
-                batch=self.batch,
-                learning_rate=self.learning_rate,
-                warmup=self.warmup,
-                weight_decay=self.weight_decay,
-                evaluations=self.evaluations,
-                patience=self.patience,
-                bf16=bf16,
-                seed=self.seed,
-            ),
+            self,
+            self.epochs,
             folder / "checkpoints",
             context.progress,
+            bf16=bf16,
             batch_sampler=length_grouped(lengths),
         )
         save_torch_model(torch_body(student), source.path, out)

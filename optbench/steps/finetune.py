@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from optbench.artifact import Artifact, Kind
+from optbench.artifact import Artifact
 from optbench.checkpoint import read_body
 from optbench.errors import StepError
-from optbench.steps.base import BaseStep, StepContext, StepReport
+from optbench.steps.base import StepContext, StepReport
 from optbench.steps.training.fake_quantization import fake_quantized
 from optbench.steps.training.model import build_trainable, check_extra, torch_body, use_bf16
 from optbench.steps.training.pairs import Pairs, check_no_test_query, pair_files, read_pairs
+from optbench.steps.training.step import Evaluations, HeldOut, LearningRate, TrainingStep, Warmup
 from optbench.steps.training.texts import check_known
-from optbench.steps.training.trainer import Plan, Trained, train
+from optbench.steps.training.trainer import Trained, train
 from optbench.torch_model import save_torch_model
 from optbench.worker import peak_rss_bytes
 
@@ -30,23 +31,19 @@ Rows = Mapping[str, Sequence[tuple[str, ...]]]
 COLUMNS = ("anchor", "positive", "negative")
 
 
-class Finetune(BaseStep):
+class Finetune(TrainingStep):
     """Train a checkpoint on queries and the documents that answer them.
 
     First each query against the documents of the others in its batch (InfoNCE), then also against hard negatives: documents that
-    the model so trained ranks high, yet clearly below the positive, and those that people judged not to answer. A batch comes from
-    one data set. Tables stay as they are. A part of the queries is held out and decides which weights are kept. A run that was
-    killed goes on from its last checkpoint.
+    the model so trained ranks high, yet clearly below the positive, and those that people judged not to answer. Each of the two
+    stages is a training of its own: `minutes`, `warmup`, `evaluations` and `patience` count in each anew. A batch comes from one
+    data set. Tables stay as they are. A part of the queries is held out and decides which weights are kept. A run that was killed
+    goes on from its last checkpoint.
 
     It is meant to move the embeddings: a recipe with this step needs a `fidelity` that allows it.
     """
 
-    takes: ClassVar[frozenset[Kind]] = frozenset({Kind.CHECKPOINT})
-    gives: ClassVar[Kind] = Kind.CHECKPOINT
     version: ClassVar[int] = 1
-    libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers", "sentence-transformers", "accelerate", "tokenizers")
-    needs_judged: ClassVar[bool] = True
-    resumes: ClassVar[bool] = True
 
     step: Literal["finetune"] = "finetune"
     data: tuple[Path, ...] = Field(
@@ -62,13 +59,13 @@ class Finetune(BaseStep):
     )
     epochs: int = Field(default=1, ge=0, le=1000, description="Passes over the pairs; 0 leaves the first stage out.")
     hard_epochs: int = Field(default=1, ge=0, le=1000, description="Passes with hard negatives; 0 leaves the second stage out.")
-    minutes: float | None = Field(default=None, gt=0, description="Time for each stage; its schedule then follows the clock.")
     batch: int = Field(default=64, ge=2, le=65536, description="Queries a step; each is told apart from the others' documents.")
     mini_batch: int = Field(default=32, ge=1, le=4096, description="Texts that are computed at once; memory, not results, hangs on it.")
     temperature: float = Field(default=0.05, gt=0, le=1, description="Of InfoNCE.")
-    learning_rate: float = Field(default=2e-5, gt=0, lt=1, description="AdamW's, at its highest.")
-    warmup: float = Field(default=0.1, gt=0, lt=1, description="Share of a stage in which the learning rate rises; then it falls to 0.")
-    weight_decay: float = Field(default=0.01, ge=0, lt=1, description="AdamW's; biases and norms are left out of it.")
+    learning_rate: LearningRate = 2e-5
+    warmup: Warmup = 0.1
+    held_out: HeldOut = 0.1
+    evaluations: Evaluations = 5
     negatives: int = Field(default=4, ge=1, le=100, description="Hard negatives a pair, of those mined and of those judged.")
     margin: float = Field(
         default=0.05,
@@ -78,11 +75,6 @@ class Finetune(BaseStep):
     )
     depth: int = Field(default=100, ge=1, le=100_000, description="How far down the ranking hard negatives are looked for.")
     quantization_aware: bool = Field(default=False, description="Round to int8 in the forward pass of the last stage.")
-    held_out: float = Field(default=0.1, gt=0, lt=0.5, description="Share of the queries that is not trained on and decides what is kept.")
-    evaluations: int = Field(default=5, ge=1, le=1000, description="Looks at the held-out part in a stage; a checkpoint is kept at each.")
-    patience: int = Field(default=3, ge=1, description="Looks without a gain after which a stage stops.")
-    precision: Literal["auto", "fp32", "bf16"] = Field(default="auto", description="Arithmetic; auto is bf16 where the CPU multiplies it.")
-    seed: int = Field(default=0, ge=0, description="Of everything that is drawn.")
 
     def files(self, folder: Path) -> Mapping[str, Path]:
         """The files of `data`."""
@@ -137,30 +129,19 @@ class Finetune(BaseStep):
         from datasets import DatasetDict
         from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss
 
-        prompts = read_prompts_by_column(model)
-        plan = Plan(
-            epochs=self.epochs if stage == "pairs" else self.hard_epochs,
-            minutes=self.minutes,
-            batch=self.batch,
-            learning_rate=self.learning_rate,
-            warmup=self.warmup,
-            weight_decay=self.weight_decay,
-            evaluations=self.evaluations,
-            patience=self.patience,
-            bf16=bf16,
-            seed=self.seed,
-        )
         return train(
             model,
             CachedMultipleNegativesRankingLoss(model, scale=1 / self.temperature, mini_batch_size=self.mini_batch),
             DatasetDict({name: _dataset(triples) for name, triples in rows.items()}),
             _dataset(held_out),
-            plan,
+            self,
+            self.epochs if stage == "pairs" else self.hard_epochs,
             (context.unfinished or context.scratch) / stage,
             context.progress,
+            bf16=bf16,
             batch_sampler="no_duplicates",
             multi_dataset_batch_sampler=self.mixing,
-            prompts=prompts,
+            prompts=read_prompts_by_column(model),
         )
 
     def _with_negatives(self, model: "SentenceTransformer", pairs: Pairs) -> list[tuple[str, ...]]:

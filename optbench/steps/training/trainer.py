@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from optbench.errors import StepError
 from optbench.machine import usable_threads
+from optbench.steps.training.step import TrainingStep
 
 if TYPE_CHECKING:
     import torch
     from datasets import Dataset, DatasetDict
     from sentence_transformers import SentenceTransformer
 
-__all__ = ["Plan", "Trained", "length_grouped", "train"]
+__all__ = ["Trained", "length_grouped", "train"]
 
 CHECKPOINT = "checkpoint-"
 WEIGHTS = "trained.safetensors"
@@ -27,36 +28,6 @@ REPORT = "trained.json"
 START, DONE = "start", "done"
 NEVER = 10**9
 STATE = "trainer_state.json"
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How long and how hard to train.
-
-    Attributes:
-        epochs: passes over the texts, if the clock allows.
-        minutes: of training, evaluations included, over all runs that it took; None for as long as the epochs take. With it the
-            schedule follows the clock, so two runs end alike only without it.
-        batch: texts, or pairs, a step.
-        learning_rate: at its highest.
-        warmup: share of the whole in which the rate rises; it then falls to 0 along a line.
-        weight_decay: AdamW's.
-        evaluations: how often the held-out part is looked at, and a checkpoint kept.
-        patience: evaluations without a gain after which training stops.
-        bf16: compute in bf16, keep weights and optimizer in float32.
-        seed: of the order of the texts.
-    """
-
-    epochs: int
-    minutes: float | None
-    batch: int
-    learning_rate: float
-    warmup: float
-    weight_decay: float
-    evaluations: int
-    patience: int
-    bf16: bool
-    seed: int
 
 
 @dataclass(frozen=True)
@@ -146,9 +117,12 @@ def train(
     loss: "torch.nn.Module",
     texts: "Dataset | DatasetDict",
     held_out: "Dataset | DatasetDict",
-    plan: Plan,
+    settings: TrainingStep,
+    epochs: int,
     folder: Path,
     progress: Callable[[str, float | None], None],
+    *,
+    bf16: bool,
     **arguments: Any,
 ) -> Trained:
     """Train in place, and leave the weights of the best evaluation in `model`; its own where none was better.
@@ -158,9 +132,11 @@ def train(
         loss: one of sentence-transformers' losses, or a module in their form.
         texts: what to train on, in the columns that the loss takes.
         held_out: the same for the part that decides when to stop.
-        plan: how long and how hard.
+        settings: how long and how hard.
+        epochs: passes over the texts, if the clock allows.
         folder: where checkpoints are kept; one of a run that was killed is gone on from.
         progress: is told.
+        bf16: compute in bf16, keep weights and optimizer in float32.
         arguments: further ones for sentence-transformers' training arguments (samplers, prompts).
 
     Raises:
@@ -172,8 +148,8 @@ def train(
     from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback, set_seed
 
     torch.set_num_threads(usable_threads())
-    set_seed(plan.seed)
-    schedule = _Schedule(plan.warmup, None if plan.minutes is None else 60 * plan.minutes)
+    set_seed(settings.seed)
+    schedule = _Schedule(settings.warmup, None if settings.minutes is None else 60 * settings.minutes)
     losses: list[tuple[int, float | None, float]] = []
     trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
@@ -210,7 +186,7 @@ def train(
             done = schedule.share(state.global_step)
             progress(f"step {state.global_step} of {state.max_steps}, loss {self.recent[-1]:.4f}", done)
             # Evaluations are spread over what will be done: a clock may end it long before the epochs do.
-            if done - self.evaluated >= 1 / plan.evaluations or done >= 1:
+            if done - self.evaluated >= 1 / settings.evaluations or done >= 1:
                 self.evaluated = done
                 control.should_evaluate = control.should_save = True
             if done >= 1:
@@ -237,8 +213,8 @@ def train(
             value = super().training_step(model, inputs, num_items_in_batch)
             if not math.isfinite(value.item()):
                 raise StepError(
-                    f"the loss became {value.item()} at step {self.state.global_step + 1}; lower learning_rate ({plan.learning_rate:g}), "
-                    "or look for broken texts and weights"
+                    f"the loss became {value.item()} at step {self.state.global_step + 1}; "
+                    f"lower learning_rate ({settings.learning_rate:g}), or look for broken texts and weights"
                 )
             watch.recent.append(value.item())
             return value
@@ -260,15 +236,15 @@ def train(
     begin = _last_whole_checkpoint(folder)
     options = SentenceTransformerTrainingArguments(
         output_dir=str(folder),
-        num_train_epochs=plan.epochs,
-        per_device_train_batch_size=plan.batch,
-        per_device_eval_batch_size=plan.batch,
-        learning_rate=plan.learning_rate,
-        weight_decay=plan.weight_decay,
-        bf16=plan.bf16,
+        num_train_epochs=epochs,
+        per_device_train_batch_size=settings.batch,
+        per_device_eval_batch_size=settings.batch,
+        learning_rate=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        bf16=bf16,
         use_cpu=True,
-        seed=plan.seed,
-        data_seed=plan.seed,
+        seed=settings.seed,
+        data_seed=settings.seed,
         # Evaluations and checkpoints are called for by Watch; these only allow them.
         eval_strategy="steps",
         save_strategy="steps",
@@ -291,7 +267,7 @@ def train(
         train_dataset=texts,
         eval_dataset=held_out,
         loss=loss,
-        callbacks=[watch, EarlyStoppingCallback(plan.patience)],
+        callbacks=[watch, EarlyStoppingCallback(settings.patience)],
     )
     trainer.remove_callback(PrinterCallback)
     if begin is None:
