@@ -56,7 +56,7 @@ class Registry(Destination):
             do_request = oras.provider.Registry.do_request.__wrapped__
 
         self.url = url
-        host = match["host"]
+        self._host = host = match["host"]
         # As Docker has it: what is on this machine speaks http.
         insecure = host.partition(":")[0] in ("localhost", "127.0.0.1")
         self._oras: Any = OneTry(insecure=insecure)
@@ -75,6 +75,11 @@ class Registry(Destination):
                 self._oras.auth.load_configs(self._target)
                 self._logged_in = True
             yield
+        except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as error:
+            raise PublishError(
+                f"{self.url}: {what}: the connection to the registry {self._host} failed ({_root(error)}); see that this is its address "
+                "and that it can be reached from here (network, proxy, certificate), and run again: what went over stays"
+            ) from error
         except (requests.RequestException, OSError, ValueError) as error:
             raise PublishError(f"{self.url}: {what}: {error}; mend that and run again: what went over stays") from error
 
@@ -189,6 +194,16 @@ class Registry(Destination):
             for block in response.iter_content(BLOCK_BYTES):
                 file.write(block[: max(0, entry.size_bytes - file.tell())])
                 report(file.tell())
+
+
+def _root(error: BaseException) -> str:
+    """What the system said, beneath three layers of what libraries made of it; that it broke off where the system said nothing."""
+    found = ""
+    below: BaseException | None = error
+    while below is not None:
+        found = (isinstance(below, OSError) and below.strerror) or found
+        below = below.__cause__ or below.__context__
+    return found or "it broke off"
 
 
 def _bounded(response: Any, bytes_max: int, where: str) -> bytes:
