@@ -136,6 +136,30 @@ def test_report_of_a_record_shows_its_tables_and_as_json_only_json(make_record: 
     assert document["schema_version"] == 1
 
 
+@pytest.mark.parametrize("arguments", [["report"], ["report", "--json"], ["report", "--markdown"], ["schema"], ["--version"]])
+def test_output_that_nobody_reads_to_its_end_ends_the_command_quietly(
+    arguments: list[str], make_record: Callable[..., Record], tmp_path: Path
+) -> None:
+    paths = [str(write_record(make_record(), tmp_path))] if arguments[0] == "report" else []
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "wb") as closed:
+        program = [sys.executable, "-m", "optbench", *arguments, *paths]
+        done = subprocess.run(program, stdout=closed, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_error_is_said_although_nobody_reads_the_document() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "wb") as closed:
+        program = [sys.executable, "-m", "optbench", "report", "no-such-folder", "--json"]
+        done = subprocess.run(program, stdout=closed, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 141
+    assert done.stderr.startswith("error: no-such-folder")
+    assert len(done.stderr.splitlines()) == 1
+
+
 def test_report_where_nothing_was_run_says_what_to_do(tmp_path: Path) -> None:
     done = run("report", cwd=tmp_path)
     assert done.returncode == 2

@@ -1,7 +1,8 @@
 """The command line: the only folder that exits, and with terminal.py the only place that prints.
 
-Exit status: 0 done, or the verdict is pass; 1 the verdict is fail; 2 an error; 3 the verdict is inconclusive; 130 stopped by Ctrl-C.
-Tables go to stdout, progress to stderr; with --json stdout holds one JSON document and nothing else (docs/json.md), errors included.
+Exit status: 0 done, or the verdict is pass; 1 the verdict is fail; 2 an error; 3 the verdict is inconclusive; 130 stopped by Ctrl-C;
+141 whoever reads stdout stopped before all was written, as `head` does. Tables go to stdout, progress to stderr; with --json stdout
+holds one JSON document and nothing else (docs/json.md), errors included.
 """
 
 import logging
@@ -16,7 +17,7 @@ import optbench
 from optbench.cli import measuring, recipes, records, reporting, shipping, starting
 from optbench.cli.options import ERROR_STATUS
 from optbench.errors import OptbenchError
-from optbench.terminal import print_error
+from optbench.terminal import OutputClosed, print_error, print_text
 
 __all__ = ["app", "main"]
 
@@ -40,6 +41,8 @@ COMMANDS = (
     shipping.pull,
 )
 
+# A shell's status of a program that SIGPIPE ended. It is not 0: the verdict may not have been reached.
+OUTPUT_CLOSED_STATUS = 141
 EXIT_STATUS = "Exit status: 0 done or pass, 1 fail, 2 error, 3 inconclusive, 130 stopped by Ctrl-C."
 
 app = typer.Typer(
@@ -57,7 +60,7 @@ for command in COMMANDS:
 @app.callback(invoke_without_command=True)
 def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     if version:
-        print(optbench.__version__)  # noqa: T201
+        print_text(optbench.__version__)
         raise typer.Exit
 
 
@@ -65,7 +68,10 @@ def main() -> None:
     """Run the command line and exit with its status."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=Console(stderr=True), show_path=False)])
     try:
-        app()
-    except OptbenchError as error:
-        print_error(error, as_json="--json" in sys.argv)
-        sys.exit(ERROR_STATUS)
+        try:
+            app()
+        except OptbenchError as error:
+            print_error(error, as_json="--json" in sys.argv)
+            sys.exit(ERROR_STATUS)
+    except OutputClosed:
+        sys.exit(OUTPUT_CLOSED_STATUS)

@@ -4,11 +4,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from optbench.cli.options import CacheFolder, IsaOption, Json, Output, TaskOption, run_options
 from optbench.machine import Isa
-from optbench.terminal import print_json, print_tables, print_warnings, watching
+from optbench.terminal import print_json, print_line, print_tables, print_warnings, watching
 
 __all__ = ["measure", "probe", "scenarios", "stability"]
 
@@ -75,7 +74,7 @@ def probe(
         return
     print_tables([machine_table(result), *(floor.table() for floor in floors)])
     if box is not None:
-        Console().print(f"{box}: written; add the recipes' limits there", markup=False, highlight=False, soft_wrap=True)
+        print_line(f"{box}: written; add the recipes' limits there")
 
 
 def stability(

@@ -21,7 +21,7 @@ from optbench.cli.options import (
     run_options,
 )
 from optbench.errors import RecipeError
-from optbench.terminal import print_json, print_tables, print_warnings, watching
+from optbench.terminal import counted, print_json, print_line, print_tables, print_text, print_warnings, watching
 
 __all__ = ["apply", "check", "plan", "schema"]
 
@@ -44,7 +44,7 @@ def check(recipes: Annotated[list[Path], typer.Argument(metavar="RECIPE...", hel
         if result["problems"]:
             Console(stderr=True).print("\n".join(result["problems"]), markup=False, highlight=False, soft_wrap=True)
         else:
-            Console().print(f"{result['path']}: ok, {result['steps']} steps", markup=False, highlight=False)
+            print_line(f"{result['path']}: ok, {counted(result['steps'], 'step')}")
     if any(result["problems"] for result in results):
         raise typer.Exit(ERROR_STATUS)
 
@@ -58,11 +58,11 @@ def schema(
     from optbench.reference import render_reference
 
     if markdown:
-        print(render_reference(), end="")  # noqa: T201
+        print_text(render_reference().rstrip("\n"))
     elif as_json:
         print_json("schema", schema=recipe_schema())
     else:
-        print(json.dumps(recipe_schema(), indent=2))  # noqa: T201
+        print_text(json.dumps(recipe_schema(), indent=2))
 
 
 def plan(
@@ -148,5 +148,5 @@ def apply(
         tables = [tradeoff_table(record), accuracy_table(record), query_side_table(record), latency_table(record), serving_table(record)]
         print_tables([*tables, verdict_table(verdict)])
         print_warnings(record.warnings)
-        Console().print(f"{applied.folder}: {verdict.outcome}", markup=False, highlight=False, soft_wrap=True)
+        print_line(f"{applied.folder}: {verdict.outcome}")
     raise typer.Exit(verdict.exit_status)

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich.console import Console
 
 from optbench.cli.options import Json
 from optbench.errors import OptbenchError, RecordError
-from optbench.terminal import print_json, print_tables, print_warnings
+from optbench.terminal import print_heading, print_json, print_line, print_tables, print_warnings
 
 if TYPE_CHECKING:
     from optbench.record import Record
@@ -65,7 +64,7 @@ def report(
             print_json("report", written=[str(path) for path in written])
             return
         for path in written:
-            Console().print(f"{path}: {path.stat().st_size / 1e6:.2f} MB", markup=False, highlight=False, soft_wrap=True)
+            print_line(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
         return
     if as_json:
         if table:
@@ -81,22 +80,21 @@ def report(
     for record in records:
         title = f"{record.recipe.name} {record.created}" + (" (random weights)" if record.weights == "random" else "")
         if markdown:
-            Console().print(f"# {title}\n", markup=False, highlight=False)
+            print_line(f"# {title}\n")
         else:
-            Console().rule(title)
+            print_heading(title)
         _print([*record_tables(record, percentile), verdict_table(judge(record))], markdown)
         print_warnings(record.warnings)
 
 
 def _print(tables: "Sequence[Table]", markdown: bool) -> None:
     from optbench.report.table import to_markdown
-    from optbench.report.text import printable
 
     if not markdown:
         print_tables(tables)
         return
     for table in tables:
-        Console().print(printable(f"## {table.title}\n\n{to_markdown(table)}"), markup=False, highlight=False, soft_wrap=True)
+        print_line(f"## {table.title}\n\n{to_markdown(table)}")
 
 
 def _write_page(out: Path, paths: "Sequence[Path]", records: "Sequence[Record]", peers: Path | None, probes: "Sequence[Path]") -> None:

@@ -7,7 +7,7 @@ import typer
 
 from optbench.cli.options import CacheFolder, Json, cache_at
 from optbench.errors import PublishError
-from optbench.terminal import print_json, print_line, print_tables, print_warnings, watching
+from optbench.terminal import counted, print_json, print_line, print_tables, print_warnings, watching
 
 __all__ = ["extend", "publish", "pull", "verify"]
 
@@ -47,14 +47,14 @@ def verify(
                 check_folder(artifact, public_key)
             except PublishError as error:
                 problems.append(str(error))
-        watch.end(f"{found.files} files, {len(problems)} problems")
+        watch.end(f"{counted(found.files, 'file')}, {counted(len(problems), 'problem')}")
         rows: tuple[LoaderRow, ...] = ()
         # What failed above is opened by nothing.
         if chosen and not problems:
             watch.begin("loaders")
             texts = loader_texts()
             rows = check_loaders(artifact, chosen, texts, cache_at(cache).environments, watch.update)
-            watch.end(f"{len(rows)} loaders, {len(texts)} texts")
+            watch.end(f"{counted(len(rows), 'loader')}, {len(texts)} texts")
     if as_json:
         print_json(
             "verify",

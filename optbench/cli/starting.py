@@ -4,11 +4,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from optbench.checkpoint import Pooling
 from optbench.cli.options import Json
-from optbench.terminal import print_json, print_warnings, watching
+from optbench.terminal import print_json, print_line, print_warnings, watching
 
 __all__ = ["init"]
 
@@ -33,6 +32,6 @@ def init(
     if as_json:
         print_json("init", recipe=str(path), source=found.source, revision=found.revision, license=found.license)
     else:
-        Console().print(f"{path}: run optbench apply {path}", markup=False, highlight=False, soft_wrap=True)
+        print_line(f"{path}: run optbench apply {path}")
     if found.license == NOT_STATED:
         print_warnings([f"{found.source} states no license: write its SPDX identifier into {path} before anything is published"])

@@ -82,6 +82,14 @@ def test_verify_checks_the_hash_and_the_key_that_are_asked_for(exported: Path) -
     assert "is not signed" in unsigned.stderr or "is no minisign public key" in unsigned.stderr
 
 
+def test_verify_counts_problems_in_the_singular_and_the_plural(exported: Path) -> None:
+    assert ", 0 problems" in run("verify", exported).stderr
+    (exported / "extra").write_text("")
+    assert ", 1 problem\n" in run("verify", exported).stderr
+    (exported / "another").write_text("")
+    assert ", 2 problems\n" in run("verify", exported).stderr
+
+
 def test_verify_of_no_artifact_exits_1_and_says_what_one_is(tmp_path: Path) -> None:
     found = run("verify", tmp_path)
     assert found.exit_code == 1
