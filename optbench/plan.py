@@ -63,7 +63,7 @@ class Cache:
 
     @property
     def unfinished(self) -> Path:
-        """What steps that were killed go on from, one folder a key."""
+        """What steps that were killed go on from, one folder a key; `apply` removes it after 30 days without a change."""
         return self.root / "unfinished"
 
     @property

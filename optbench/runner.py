@@ -30,7 +30,7 @@ from optbench.plan import Cache, Plan, make_plan, start_index
 from optbench.recipe import Recipe
 from optbench.record import Record, write_record
 from optbench.report.card import render_card
-from optbench.stages import Listener, calibration_texts, make_base, make_stage, sweep_staging, texts_not_to_train_on
+from optbench.stages import Listener, calibration_texts, make_base, make_stage, sweep_staging, sweep_unfinished, texts_not_to_train_on
 from optbench.steps import ExportOnnx, PruneStructured
 from optbench.steps.pruning.latency import LayerTimes
 from optbench.tasks import JudgedTexts, Task
@@ -184,6 +184,7 @@ def _apply_locked(recipe: Recipe, options: Options, listener: Listener) -> Appli
     export = make_stage(
         ExportOnnx(step="export_onnx"), "baseline export", base.artifact, recipe, cache, listener, calibration=calibration, force=False
     )
+    sweep_unfinished(cache)
     baselines = baseline_cells(recipe, base.artifact, export.artifact)
     timed = time_stages(recipe, stages, baselines, options.isa, listener)
     serving = time_serving(stages[-1], recipe, gauge, options.isa, listener)

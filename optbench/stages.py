@@ -6,7 +6,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -31,12 +31,26 @@ from optbench.tasks import JudgedTexts, Task, judged_texts
 from optbench.tasks.general import general_texts
 from optbench.worker import Worker, peak_rss_bytes
 
-__all__ = ["Listener", "Made", "Stage", "calibration_texts", "make_base", "make_stage", "sweep_staging", "texts_not_to_train_on"]
+__all__ = [
+    "Listener",
+    "Made",
+    "Stage",
+    "calibration_texts",
+    "make_base",
+    "make_stage",
+    "sweep_staging",
+    "sweep_unfinished",
+    "texts_not_to_train_on",
+]
 
 logger = logging.getLogger(__name__)
 
 # Few rounds settle what a fusion gains; the record's own timing is longer.
 PRICE_ROUNDS = 7
+# A killed training is gone on with within days, or its recipe or a library has changed and its key is never asked for again. It may hold
+# several times the model's size.
+UNFINISHED_DAYS_MAX = 30
+LOCK = ".lock"
 
 
 class Listener(Protocol):
@@ -104,6 +118,20 @@ def sweep_staging(cache: Cache) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+def sweep_unfinished(cache: Cache) -> None:
+    """Remove what killed steps left to go on from and nothing has touched for `UNFINISHED_DAYS_MAX` days.
+
+    To be called when a run has made its steps: before, it would take what that very run was to go on from.
+    """
+    oldest = time.time() - UNFINISHED_DAYS_MAX * 24 * 60 * 60
+    for folder in cache.unfinished.glob("*"):
+        with suppress(OSError, Timeout):  # another run has just removed it, or is at work in it
+            if max(path.stat().st_mtime for path in (folder, *folder.rglob("*"))) < oldest:
+                with FileLock(folder / LOCK, timeout=0):
+                    logger.info("%s: not gone on with for %d days; removed", folder, UNFINISHED_DAYS_MAX)
+                    _forget(folder)
+
+
 def _staging(cache: Cache) -> tempfile.TemporaryDirectory[str]:
     cache.staging.mkdir(parents=True, exist_ok=True)
     return tempfile.TemporaryDirectory(prefix=f"{os.getpid()}-", dir=cache.staging, ignore_cleanup_errors=True)
@@ -114,7 +142,7 @@ def _kept_folder(cache: Cache, key: str, label: str) -> Iterator[Path]:
     """The folder that a step goes on from after a kill, for one run at a time; the kernel lets go of it however that ends."""
     folder = cache.unfinished / key
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock", timeout=0)
+    lock = FileLock(folder / LOCK, timeout=0)
     try:
         lock.acquire()
     except Timeout:
