@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ settings.register_profile("suite", deadline=None)
 settings.load_profile("suite")
 
 RECIPES = Path(__file__).parent.parent / "recipes"
+# What the tiny models' tokenizer knows.
 WORDS = [
     "red",
     "blue",
@@ -46,6 +47,21 @@ WORDS = [
     "wireless",
     "mouse",
 ]
+
+
+def accuracy_of(task: str, values: Mapping[str, float], weight: float = 1.0) -> AccuracyResult:
+    """A task's result with this nDCG@10 for each query."""
+    return AccuracyResult(
+        task=task,
+        synthetic=False,
+        language="en",
+        main_metric="nDCG@10",
+        n_queries=len(values),
+        n_left_out=0,
+        n_documents=10,
+        metrics={"nDCG@10": dict(values)},
+        weight=weight,
+    )
 
 
 def write_tiny_checkpoint(
@@ -195,18 +211,6 @@ def make_record() -> Callable[..., Record]:
                 processes=processes,
             )
 
-        def result(values: dict[str, float]) -> AccuracyResult:
-            return AccuracyResult(
-                task="judged",
-                synthetic=False,
-                language="en",
-                main_metric="nDCG@10",
-                n_queries=len(values),
-                n_left_out=0,
-                n_documents=10,
-                metrics={"nDCG@10": values},
-            )
-
         def point(label: str, own_timing: str, values: dict[str, float] | None) -> Point:
             return Point(
                 label=label,
@@ -220,7 +224,7 @@ def make_record() -> Callable[..., Record]:
                 seconds=1.0,
                 peak_rss_bytes=1,
                 report=StepReport(),
-                accuracy=() if values is None else (result(values),),
+                accuracy=() if values is None else (accuracy_of("judged", values),),
             )
 
         before, after = accuracy or (None, None)

@@ -282,14 +282,13 @@ def _level_interval(values: NDArray[np.float64], processes: int, confidence: flo
     logs = np.log(values)
     half_width = float(stats.t.ppf((1 + confidence) / 2, processes - 1) * stats.sem(logs))
     point = float(logs.mean())
-    return Interval(
-        point=math.exp(point),
-        low=math.exp(point - half_width),
-        high=math.exp(point + half_width),
-        confidence=confidence,
-        n=processes,
-        of="processes",
-    )
+    return _of_logarithms(point, half_width, confidence=confidence, n=processes, of="processes")
+
+
+def _of_logarithms(point: float, half_width: float, *, confidence: float, n: int, of: Observed, bounded: bool = True) -> Interval:
+    """The interval of a positive figure from that of its logarithm."""
+    low, high = math.exp(point - half_width), math.exp(point + half_width)
+    return Interval(point=math.exp(point), low=low, high=high, confidence=confidence, n=n, of=of, bounded=bounded)
 
 
 def _round_median(samples: ArrayLike) -> float:
@@ -347,15 +346,8 @@ def unpaired_ratio_interval(
             ends = stats.ttest_ind(*logs, equal_var=False, trim=trimmed).confidence_interval(confidence)
         half_width = float(ends.high - ends.low) / 2
     half_width = math.hypot(half_width, deviation * NormalDist().inv_cdf((1 + confidence) / 2))
-    return Interval(
-        point=math.exp(point),
-        low=math.exp(point - half_width),
-        high=math.exp(point + half_width),
-        confidence=confidence,
-        n=n,
-        of=of,
-        bounded=of == "processes" or n >= ROUNDS_TRIMMED_MIN,
-    )
+    bounded = of == "processes" or n >= ROUNDS_TRIMMED_MIN
+    return _of_logarithms(point, half_width, confidence=confidence, n=n, of=of, bounded=bounded)
 
 
 def noise_doubts(rounds: Sequence[ArrayLike], processes: int = 1) -> list[str]:

@@ -74,9 +74,13 @@ def _sentence_transformers(record: Record, folder: str) -> Loader:
     return Loader(f"sentence-transformers ({backend})", " ".join(PINNED[backend].requirements), "\n".join(lines))
 
 
-def _tokenized(record: Record, folder: str) -> list[str]:
-    """Plain tokenization of one query, for the engines that come without."""
+def _tokenized(library: str, record: Record, folder: str) -> list[str]:
+    """The imports and the plain tokenization of one query, for an engine that comes without."""
     return [
+        "import numpy as np",
+        f"import {library}",
+        "from tokenizers import Tokenizer",
+        "",
         f"tokenizer = Tokenizer.from_file({folder + '/tokenizer.json'!r})",
         f"tokenizer.enable_truncation({record.recipe.base.max_tokens})",
         "tokenizer.no_padding()",
@@ -87,11 +91,7 @@ def _tokenized(record: Record, folder: str) -> list[str]:
 
 def _onnxruntime(record: Record, folder: str) -> Loader:
     lines = [
-        "import numpy as np",
-        "import onnxruntime",
-        "from tokenizers import Tokenizer",
-        "",
-        *_tokenized(record, folder),
+        *_tokenized("onnxruntime", record, folder),
         f'session = onnxruntime.InferenceSession({folder + "/onnx/model.onnx"!r}, providers=["CPUExecutionProvider"])',
         '(vectors,) = session.run(["sentence_embedding"], inputs)',
     ]
@@ -102,11 +102,7 @@ def _openvino(record: Record, folder: str) -> Loader:
     file = "/openvino/openvino_model.xml" if record.final.kind is Kind.OPENVINO else "/onnx/model.onnx"
     options = {"PERFORMANCE_HINT": "LATENCY", **_precision(record)}
     lines = [
-        "import numpy as np",
-        "import openvino",
-        "from tokenizers import Tokenizer",
-        "",
-        *_tokenized(record, folder),
+        *_tokenized("openvino", record, folder),
         f'model = openvino.Core().compile_model({folder + file!r}, "CPU", {options!r})',
         'vectors = model(inputs)["sentence_embedding"]',
     ]

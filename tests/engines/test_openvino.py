@@ -174,11 +174,17 @@ def test_broken_graph_is_an_error_and_leaves_stderr_alone(
     assert capfd.readouterr() == ("", "")
 
 
+def without_graph(source: Artifact, folder: Path) -> Artifact:
+    """A copy of an artifact, the place of its graph empty: for a broken one."""
+    copy_companions(source.path, folder)
+    artifact = Artifact(source.kind, folder, "unsealed")
+    artifact.main_file.parent.mkdir()
+    return artifact
+
+
 def test_truncated_weights_are_an_error(make_artifact: Callable[..., Artifact], tmp_path: Path) -> None:
     source = make_artifact(Kind.OPENVINO)
-    copy_companions(source.path, tmp_path)
-    artifact = Artifact(Kind.OPENVINO, tmp_path, "unsealed")
-    artifact.main_file.parent.mkdir()
+    artifact = without_graph(source, tmp_path)
     artifact.main_file.write_bytes(source.main_file.read_bytes())
     artifact.main_file.with_suffix(".bin").write_bytes(source.main_file.with_suffix(".bin").read_bytes()[:1000])
     with pytest.raises(EngineError, match="OpenVINO cannot read it"):
@@ -189,9 +195,7 @@ def test_onnx_weights_outside_the_folder_are_refused(make_artifact: Callable[...
     import onnx
 
     source = make_artifact(Kind.ONNX)
-    copy_companions(source.path, tmp_path)
-    artifact = Artifact(Kind.ONNX, tmp_path, "unsealed")
-    artifact.main_file.parent.mkdir()
+    artifact = without_graph(source, tmp_path)
     model = onnx.load(source.main_file)
     onnx.save(model, artifact.main_file, save_as_external_data=True, location="weights", size_threshold=0)
     outside = tmp_path / "weights"
@@ -210,9 +214,7 @@ def test_operator_without_a_rule_is_refused_with_the_way_on(make_artifact: Calla
     import onnx
 
     source = make_artifact(Kind.ONNX)
-    copy_companions(source.path, tmp_path)
-    artifact = Artifact(Kind.ONNX, tmp_path, "unsealed")
-    artifact.main_file.parent.mkdir()
+    artifact = without_graph(source, tmp_path)
     model = onnx.load(source.main_file)
     next(node for node in model.graph.node if node.op_type == "Softmax").domain = "com.microsoft"
     model.graph.node[0].op_type, model.graph.node[0].domain = "QAttention", "com.microsoft"

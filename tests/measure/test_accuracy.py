@@ -21,6 +21,7 @@ from optbench.measure.accuracy import (
     spearman_by_pair,
 )
 from optbench.tasks import Beir, PairData, Retail, RetrievalData, Sts, XquadR
+from tests.conftest import accuracy_of
 
 DATA = Path(os.environ.get("OPTBENCH_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))
 
@@ -149,27 +150,14 @@ def test_task_without_rankable_queries_is_refused() -> None:
         measure_accuracy(table_encoder(TOY_VECTORS), data)
 
 
-def result(values: Mapping[str, float], task: str = "toy") -> AccuracyResult:
-    return AccuracyResult(
-        task=task,
-        synthetic=True,
-        language="en",
-        main_metric="m",
-        n_queries=len(values),
-        n_left_out=0,
-        n_documents=1,
-        metrics={"m": dict(values)},
-    )
-
-
 def test_change_pairs_queries_by_id_and_not_by_order() -> None:
-    change = accuracy_change(result({"a": 1.0, "b": 0.5, "c": 0.2}), result({"c": 0.2, "b": 0.5, "a": 1.0}))
+    change = accuracy_change(accuracy_of("toy", {"a": 1.0, "b": 0.5, "c": 0.2}), accuracy_of("toy", {"c": 0.2, "b": 0.5, "a": 1.0}))
     assert (change.point, change.low, change.high) == (0, 0, 0)
 
 
 def test_results_of_different_tasks_are_not_compared() -> None:
-    with pytest.raises(MeasureError, match="m of toy cannot be compared with that of other"):
-        accuracy_change(result({"a": 1.0}), result({"a": 1.0}, task="other"))
+    with pytest.raises(MeasureError, match=r"nDCG@10 of toy cannot be compared with that of other"):
+        accuracy_change(accuracy_of("toy", {"a": 1.0}), accuracy_of("other", {"a": 1.0}))
 
 
 def test_result_survives_json() -> None:

@@ -27,30 +27,11 @@ from optbench.measure.stability import (
 from optbench.measure.top_changes import TopChanges, compare_tops, top_results
 from optbench.steps.base import StepContext
 from optbench.steps.quantize_dynamic import QuantizeDynamic
+from tests.conftest import WORDS
 
 MakeArtifact = Callable[..., Artifact]
 Vectors = NDArray[np.float32]
 
-# What the tiny models' tokenizer knows.
-WORDS = [
-    "red",
-    "blue",
-    "shoe",
-    "boot",
-    "running",
-    "waterproof",
-    "laptop",
-    "charger",
-    "cable",
-    "desk",
-    "lamp",
-    "oak",
-    "chair",
-    "small",
-    "large",
-    "wireless",
-    "mouse",
-]
 # 20 texts of 1 to 13 words, no two with the same words.
 TEXTS = [" ".join(WORDS[(3 * start + step) % len(WORDS)] for step in range(1 + start * 7 % 13)) for start in range(20)]
 # float32 keeps 24 bits, so unit vectors agree to about 1e-7 a component; the kernels add the 32 to 64 terms of each of some twenty

@@ -1,6 +1,6 @@
 """The weighted mean over tasks: its point, its interval, and how the verdict uses it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -12,20 +12,7 @@ from optbench.measure.weighting import weighted_mean_change
 from optbench.record import Record
 from optbench.report.accuracy import accuracy_table
 from optbench.verdict import Outcome, judge
-
-
-def result(task: str, values: Mapping[str, float], weight: float = 1.0) -> AccuracyResult:
-    return AccuracyResult(
-        task=task,
-        synthetic=False,
-        language="en",
-        main_metric="nDCG@10",
-        n_queries=len(values),
-        n_left_out=0,
-        n_documents=9,
-        metrics={"nDCG@10": dict(values)},
-        weight=weight,
-    )
+from tests.conftest import accuracy_of
 
 
 def pair(
@@ -40,7 +27,7 @@ def pair(
     def named(values: NDArray[np.float64]) -> dict[str, float]:
         return {f"{prefix}q{index}": float(value) for index, value in enumerate(values)}
 
-    return result(task, named(before), weight), result(task, named(after), weight)
+    return accuracy_of(task, named(before), weight), accuracy_of(task, named(after), weight)
 
 
 def test_one_task_keeps_its_own_interval() -> None:
@@ -69,7 +56,7 @@ def test_languages_of_a_parallel_corpus_are_not_taken_for_independent_evidence()
     both, alone = weighted_mean_change([english, (german[0], german[1])]), accuracy_change(*english)
     assert (both.point, both.half_width, both.n) == pytest.approx((alone.point, alone.half_width, 300), abs=1e-9)
     # As separate tasks they would have claimed 1.4 times the precision.
-    other = tuple(result("de", {f"x{query}": value for query, value in each.metrics["nDCG@10"].items()}) for each in english)
+    other = tuple(accuracy_of("de", {f"x{query}": value for query, value in each.metrics["nDCG@10"].items()}) for each in english)
     assert weighted_mean_change([english, (other[0], other[1])]).half_width == pytest.approx(alone.half_width / 2**0.5, rel=0.02)
 
 
@@ -86,7 +73,7 @@ def test_interval_holds_the_true_mean_as_often_as_it_says(together: bool) -> Non
             noise = shared + generator.normal(0, 0.05, 40) if together else generator.normal(0, 0.07, 40)
             prefix = "" if together else task
             values = [{f"{prefix}{i}": float(v) for i, v in enumerate(each)} for each in (before, before * (1 - loss) + noise)]
-            pairs.append((result(task, values[0]), result(task, values[1])))
+            pairs.append((accuracy_of(task, values[0]), accuracy_of(task, values[1])))
         change = weighted_mean_change(pairs)
         held += change.low <= -0.01 <= change.high
     assert held >= 89
@@ -98,10 +85,10 @@ def test_tasks_that_do_not_belong_together_are_refused() -> None:
         weighted_mean_change([(a, d)])
     with pytest.raises(MeasureError, match="no task was measured on both"):
         weighted_mean_change([])
-    fewer = result("a", {"q0": 1.0})
+    fewer = accuracy_of("a", {"q0": 1.0})
     with pytest.raises(MeasureError, match="a was measured on other queries"):
         weighted_mean_change([(a, fewer)])
-    nothing = result("c", dict.fromkeys(c.metrics["nDCG@10"], 0.0))
+    nothing = accuracy_of("c", dict.fromkeys(c.metrics["nDCG@10"], 0.0))
     with pytest.raises(MeasureError, match="mean on c is zero or less"):
         weighted_mean_change([(nothing, d)])
 

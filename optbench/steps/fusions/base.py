@@ -16,7 +16,7 @@ from optbench.steps.base import Refusal
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["CONTRIB", "Fusion", "Outcome", "Refused", "Rule", "constant_shape", "module_path"]
+__all__ = ["CONTRIB", "Fusion", "Outcome", "Refused", "Rule", "constant_shape", "epsilon_of", "module_path"]
 
 CONTRIB = "com.microsoft"
 """The operator domain that only ONNX Runtime implements."""
@@ -159,6 +159,12 @@ def module_path(node: "ir.Node") -> str:
 def constant_shape(value: "ir.Value") -> tuple[int, ...]:
     """The shape of a constant; () for what is computed at run time, and for a scalar."""
     return tuple(value.const_value.shape.numpy()) if value.const_value is not None else ()
+
+
+def epsilon_of(normalized: "ir.Value") -> float:
+    """What the LayerNormalization that gives a value adds to the variance; ONNX's default is 1e-5."""
+    norm = normalized.producer()
+    return norm.attributes.get_float("epsilon", 1e-5) if norm is not None else 1e-5
 
 
 class _Tracer:

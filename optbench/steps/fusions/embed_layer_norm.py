@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from optbench.checkpoint import Body
-from optbench.steps.fusions.base import CONTRIB, Fusion, Refused, Rule, constant_shape
+from optbench.steps.fusions.base import CONTRIB, Fusion, Refused, Rule, constant_shape, epsilon_of
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -105,12 +105,10 @@ class _EmbedLayerNormRule(Rule):
 
         if types is not None:  # case 1
             positions = _shifted(op, positions, types)
-        norm = normalized.producer()
-        epsilon = norm.attributes.get_float("epsilon", 1e-5) if norm is not None else 1e-5
         ids, places = (op.Cast(indices, to=int(ir.DataType.INT32)) for indices in (input_ids, position_ids))
         # The second output, a count of the mask, is read by nobody, but its type inference fails when it is left out.
         output, _count = op.EmbedLayerNormalization(
-            ids, None, words, positions, None, gamma, beta, None, places, _domain=CONTRIB, _outputs=2, epsilon=epsilon
+            ids, None, words, positions, None, gamma, beta, None, places, _domain=CONTRIB, _outputs=2, epsilon=epsilon_of(normalized)
         )
         return output
 

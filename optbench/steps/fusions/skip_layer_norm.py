@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from optbench.checkpoint import Body
-from optbench.steps.fusions.base import CONTRIB, Fusion, Refused, Rule, constant_shape
+from optbench.steps.fusions.base import CONTRIB, Fusion, Refused, Rule, constant_shape, epsilon_of
 from optbench.steps.fusions.embed_layer_norm import sums_embeddings
 
 if TYPE_CHECKING:
@@ -80,7 +80,5 @@ class _SkipLayerNormRule(Rule):
         normalized: "ir.Value",
         **_: Any,
     ) -> Any:
-        norm = normalized.producer()
-        epsilon = norm.attributes.get_float("epsilon", 1e-5) if norm is not None else 1e-5
         inputs = [product, skip, gamma, beta] if bias is None else [product, skip, gamma, beta, bias]
-        return op.SkipLayerNormalization(*inputs, _domain=CONTRIB, epsilon=epsilon)
+        return op.SkipLayerNormalization(*inputs, _domain=CONTRIB, epsilon=epsilon_of(normalized))
