@@ -13,7 +13,7 @@ import optbench
 from optbench.artifact import Artifact, Weights
 from optbench.checkpoint import read_prompts
 from optbench.engines import Engine, OnnxRuntime, OpenVino, Torch
-from optbench.errors import EngineError, StepError, TaskError
+from optbench.errors import EngineError, MeasureError, StepError, TaskError
 from optbench.machine import Isa, read_machine, usable_threads
 from optbench.measure.accuracy import AccuracyResult, measure_accuracy
 from optbench.measure.concurrency import run_scenarios
@@ -96,6 +96,7 @@ class NumbersGauge:
 
         Raises:
             StepError: the step moved the embeddings further than the recipe's floor allows (real weights only).
+            MeasureError: the base finds nothing on a task (real weights only).
         """
         self._listener.begin(f"{stage.label}: accuracy" if stage.artifact.weights == "real" else f"{stage.label}: fidelity")
         engine = self._recipe.engine_for(stage.artifact.kind)
@@ -125,7 +126,9 @@ class NumbersGauge:
         """A stage's accuracy on every task; that of the stages after the base beside the base's."""
         if self._base_stage is None:
             self._base_stage = stage
-            return tuple(measure_accuracy(encode, data, on_window=encode.begin_part) for data in self.data)
+            results = tuple(measure_accuracy(encode, data, on_window=encode.begin_part) for data in self.data)
+            check_base_scores(results)
+            return results
         base, engine = self._base_stage.artifact, self._recipe.engine_for(self._base_stage.artifact.kind)
         isa = None if _refuses(engine, self._isa) else self._isa
         # What the base has embedded lies in the cache: it is read again, and nothing is opened.
@@ -145,6 +148,20 @@ class NumbersGauge:
             self.warnings.append(said + "; the weights are random, so the run goes on")
             return
         raise StepError(f"{said}; use a gentler setting for this step, or lower fidelity in the recipe if that is wanted")
+
+
+def check_base_scores(results: Sequence[AccuracyResult]) -> None:
+    """See that there is something to lose on every task, before minutes go into steps that could not be judged.
+
+    Raises:
+        MeasureError: the fp32 base scores 0 or less on a task.
+    """
+    for result in results:
+        if result.mean() <= 0:
+            raise MeasureError(
+                f"{result.task}: the fp32 base's {result.main_metric} is {result.mean():.4f}, so no loss can be told against it; check "
+                "that pooling and prompts are the model's own and that the task is in its language, or leave the task out"
+            )
 
 
 def judged_fidelity(step: Step | None, to_source: Fidelity, to_base: Fidelity) -> tuple[Fidelity, str]:

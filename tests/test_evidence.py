@@ -1,0 +1,38 @@
+"""What is measured between the steps: a base that finds nothing ends the run before its steps are made."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from optbench import evidence
+from optbench.artifact import Artifact, Kind
+from optbench.errors import MeasureError
+from optbench.evidence import NumbersGauge
+from optbench.plan import Cache
+from optbench.recipe_file import load_recipe
+from optbench.runner import Silent
+from optbench.stages import Made, Stage
+from optbench.steps.base import StepReport
+from tests.conftest import accuracy_of
+
+RECIPE = Path(__file__).parent.parent / "recipes" / "minilm-l6.yaml"
+
+
+@pytest.mark.parametrize("score", [0.0, -0.02])
+def test_base_that_finds_nothing_on_a_task_is_an_error_at_once(
+    score: float, make_artifact: Callable[..., Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = load_recipe(RECIPE)
+
+    def measured(*_: Any, **__: Any) -> Any:
+        return accuracy_of("sts:de", {"a": score, "b": score})
+
+    monkeypatch.setattr(evidence, "measure_accuracy", measured)
+    gauge = NumbersGauge(recipe, recipe.tasks, Cache(tmp_path), "real", None, Silent())
+    artifact = replace(make_artifact(Kind.ONNX), weights="real")
+    base = Stage("base", None, artifact, Made(report=StepReport(), seconds=0, peak_rss_bytes=0), cached=False)
+    with pytest.raises(MeasureError, match=rf"^sts:de: the fp32 base's nDCG@10 is {score:.4f}, .*; check that pooling and prompts"):
+        gauge.measure(base)
