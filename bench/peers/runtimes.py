@@ -1,5 +1,9 @@
 """ONNX Runtime, optimum-intel, CTranslate2 and fastembed."""
 
+import json
+import os
+import shutil
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,7 +96,14 @@ class CTranslate2(Peer):
         """Convert."""
         from ctranslate2.converters import TransformersConverter
 
-        TransformersConverter(str(source.checkpoint)).convert(str(out), quantization="int8", force=True)
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name) / "checkpoint"
+            shutil.copytree(source.checkpoint, folder, copy_function=os.symlink)
+            config = json.loads((source.checkpoint / "config.json").read_bytes())
+            # It reads a key that transformers 5 no longer gives a default; a config.json may leave it out.
+            (folder / "config.json").unlink()
+            (folder / "config.json").write_text(json.dumps({"position_embedding_type": "absolute", **config}), encoding="utf-8")
+            TransformersConverter(str(folder)).convert(str(out), quantization="int8", force=True)
 
     def open(self, source: Source, built: Path, threads: int) -> Embed:
         """Load, and pool in numpy."""
