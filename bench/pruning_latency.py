@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("whole", type=Path)
     parser.add_argument("--rounds", type=int, default=15)
     arguments = parser.parse_args()
-    record = newest_record(arguments.pruned / "records")
+    record = newest_record(arguments.pruned)
     facts = next(point.report.facts for point in record.points if point.step and point.step["step"] == "prune_structured")
     foreseen_ms, foreseen_ratio = (by_length(facts.get(name)) for name in ("predicted_ms", "predicted_ratio"))
     lengths = sorted(foreseen_ms)
