@@ -139,5 +139,5 @@ def write_run(run: LatencyRun | AccuracyRun) -> Path:
     name = run.interface if isinstance(run, LatencyRun) else run.kind
     path = FOLDER / f"{run.model}-{name}.json"
     FOLDER.mkdir(exist_ok=True)
-    path.write_text(run.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    path.write_text(run.model_dump_json() + "\n", encoding="utf-8")
     return path
