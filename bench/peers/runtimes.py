@@ -98,10 +98,9 @@ class CTranslate2(Peer):
 
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name) / "checkpoint"
-            shutil.copytree(source.checkpoint, folder, copy_function=os.symlink)
+            shutil.copytree(source.checkpoint, folder, copy_function=os.symlink, ignore=shutil.ignore_patterns("config.json"))
             config = json.loads((source.checkpoint / "config.json").read_bytes())
             # It reads a key that transformers 5 no longer gives a default; a config.json may leave it out.
-            (folder / "config.json").unlink()
             (folder / "config.json").write_text(json.dumps({"position_embedding_type": "absolute", **config}), encoding="utf-8")
             TransformersConverter(str(folder)).convert(str(out), quantization="int8", force=True)
 
