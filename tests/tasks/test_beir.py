@@ -141,7 +141,13 @@ def test_broken_corpus_lines_are_named(tmp_path: Path, line: bytes, message: str
         Beir(path=tmp_path).load()
 
 
-@pytest.mark.parametrize("content", [b"not gzip at all", gzip.compress(b'{"_id": "d1", "title": "cut off"}\n' * 50)[:-20]])
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(b"not gzip at all", id="not gzip"),
+        pytest.param(gzip.compress(b'{"_id": "d1", "title": "cut off"}\n' * 50)[:-20], id="cut off"),
+    ],
+)
 def test_broken_gzip_says_that_it_cannot_be_read(tmp_path: Path, content: bytes) -> None:
     write_folder(tmp_path, gz=True)
     (tmp_path / "corpus.jsonl.gz").write_bytes(content)
