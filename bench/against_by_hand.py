@@ -4,7 +4,7 @@
 
 By hand, from the same fp32 export: OpenVINO static int8 as `nncf.quantize(model, dataset, model_type=TRANSFORMER)` gives it, and
 ONNX Runtime's `quantize_dynamic` per channel, with and without its SkipLayerNormFusion. Prints the median of each at each length
-and the ratio artifact / best by hand, taken round by round with its 95 % interval.
+and the ratio artifact / best by hand, taken process by process with its 95 % interval.
 """
 
 import argparse
@@ -65,7 +65,8 @@ def main() -> None:
     parser.add_argument("--weights", choices=["real", "random"], default="real")
     parser.add_argument("--cache", type=Path, default=Path(platformdirs.user_cache_dir("optbench")))
     parser.add_argument("--output", type=Path, default=Path("exported"))
-    parser.add_argument("--rounds", type=int, default=25)
+    parser.add_argument("--rounds", type=int, default=24)
+    parser.add_argument("--processes", type=int, default=6, help="how often each is opened anew; rounds are shared out among these")
     arguments = parser.parse_args()
     recipe = load_recipe(arguments.recipe)
     cache = Cache(arguments.cache.absolute())
@@ -89,8 +90,8 @@ def main() -> None:
             ),
         ]
         lengths = recipe.workload.lengths
-        timings = measure_latency(cells, lengths, rounds=arguments.rounds)
-    print(f"{recipe.name}, {arguments.weights} weights, ms, median of {arguments.rounds} interleaved rounds")
+        timings = measure_latency(cells, lengths, rounds=arguments.rounds, processes=arguments.processes)
+    print(f"{recipe.name}, {arguments.weights} weights, ms, median of {arguments.rounds} rounds in {arguments.processes} processes")
     for timing in timings:
         print(f"{timing.label:34}", *(f"{timing.median_ms(length):8.2f}" for length in lengths))
     mine, *others = timings

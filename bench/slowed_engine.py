@@ -1,11 +1,12 @@
 """What the gate says of an engine that is slowed on purpose.
 
-    python bench/slowed_engine.py recipes/minilm-l6.yaml exported/minilm-l6 [--rounds 18] [--lengths 16,64]
+    python bench/slowed_engine.py exported/minilm-l6 [--processes 12] [--lengths 16,64]
+    python bench/slowed_engine.py exported/minilm-l6 --apart recipes/minilm-l6.yaml [--rounds 18]
 
-The artifact is timed beside the fp32 baselines as `optbench apply` times it, in runs of their own: as it is, as it is once more,
-and with an engine that computes on after each run for 3 % and 10 % of the time that the run took. Each later run is gated
-against the first. Wanted, on a quiet machine: 10 % fails at the default limit of 5 %, nothing passes or fails wrongly, and 3 %
-against a limit of 3 % is inconclusive.
+The artifact is timed against itself with an engine that computes on after each run for 0, 3 and 10 % of the time that the run took,
+in alternation, as `optbench gate --retime` does it. With --apart it is timed as `optbench apply` times it, beside the fp32 baselines
+in runs of their own, and each later run's record is gated against the first's. Wanted, on a quiet machine: 10 % fails at the default
+limit of 5 %, nothing passes or fails wrongly, and 3 % against a limit of 3 % is inconclusive.
 """
 
 import argparse
@@ -17,14 +18,16 @@ from typing import Any
 
 import platformdirs
 
+from optbench.adhoc import ROUNDS_A_PROCESS
 from optbench.artifact import Artifact, open_artifact
 from optbench.checkpoint import read_body
 from optbench.comparison import percent_cells
 from optbench.evidence import baseline_cells
-from optbench.gate import gate
+from optbench.gate import GateResult, gate
 from optbench.measure.environment import check_environment
 from optbench.measure.latency import PROCESSES, Cell, Timing, answer_rounds, random_inputs, time_in_rounds
 from optbench.plan import Cache
+from optbench.recipe import Recipe
 from optbench.recipe_file import load_recipe
 from optbench.record import Record, newest_record
 from optbench.runner import Silent
@@ -53,14 +56,16 @@ def serve_slowed(payload: dict[str, Any], progress: Callable[[str, float | None]
     yield from answer_rounds(embed, random_inputs(payload["lengths"], 1, read_body(cell.path).vocabulary), load_ms)
 
 
-def timed(cells: Sequence[Cell], lengths: Sequence[int], rounds: int, slower: float) -> tuple[Timing, ...]:
+def timed(cells: Sequence[Cell], lengths: Sequence[int], rounds: int, slower: float, processes: int) -> tuple[Timing, ...]:
     """One run of its own; the last cell is the one that is slowed."""
 
-    def start(cell: Cell) -> Worker:
-        payload = {"cell": cell.model_dump(mode="json"), "lengths": lengths, "slower": slower if cell is cells[-1] else 0.0}
+    def start(cell: Cell, share: float) -> Worker:
+        payload = {"cell": cell.model_dump(mode="json"), "lengths": lengths, "slower": share}
         return Worker("bench.slowed_engine:serve_slowed", payload)
 
-    found = time_in_rounds([(cell.label, partial(start, cell)) for cell in cells], lengths, rounds=rounds, processes=PROCESSES)
+    shares = [*[0.0] * (len(cells) - 1), slower]
+    models = [(cell.label, partial(start, cell, share)) for cell, share in zip(cells, shares, strict=True)]
+    found = time_in_rounds(models, lengths, rounds=rounds, processes=processes)
     return tuple(
         Timing(label=cell.label, sha256=cell.sha256, engine=cell.engine.model_dump(mode="json"), **dict(times))
         for cell, times in zip(cells, found, strict=True)
@@ -82,41 +87,62 @@ def as_record(template: Record, timings: Sequence[Timing], name: str, lengths: t
     )
 
 
-def main() -> None:
-    """Time, gate, print."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
-    parser.add_argument("recipe", type=Path)
-    parser.add_argument("folder", type=Path, help="what optbench apply made of it")
-    parser.add_argument("--cache", type=Path, default=Path(platformdirs.user_cache_dir("optbench")))
-    parser.add_argument("--rounds", type=int, default=18)
-    parser.add_argument("--lengths", default="16,64")
-    options = parser.parse_args()
-    lengths = tuple(int(each) for each in options.lengths.split(","))
-    recipe, cache, template = load_recipe(options.recipe), Cache(options.cache.absolute()), newest_record(options.folder)
+def print_checks(name: str, limit: float, result: GateResult) -> None:
+    """A row a length, and what the gate says besides."""
+    for check in result.checks:
+        found, interval = ("", "") if check.change is None else percent_cells(check.change)
+        tokens = check.about.removeprefix("latency, ")
+        print(f"{name:16} {limit:6.0%} {tokens:>12} {found:>8} {interval:>14}  {check.outcome}: {check.reason}", flush=True)
+    for note in result.notes:
+        print(f"{'':16} {note}")
+
+
+def together(template: Record, final: Cell, lengths: tuple[int, ...], processes: int) -> None:
+    """Each slowed engine beside the true one, in one run."""
+    old = as_record(template, [*template.timings[:-1], template.timing(template.final.timing or "")], "as it is", lengths)
+    timed_with: dict[float, tuple[Timing, Timing]] = {}
+    for name, slower, limit in RUNS:
+        if slower not in timed_with:
+            timings = timed([final, final], lengths, ROUNDS_A_PROCESS * processes, slower, processes)
+            timed_with[slower] = timings[0], timings[1]
+        new = as_record(old, old.timings, name, lengths)
+        print_checks(name, limit, gate(old, new, latency_limit=limit, retime=lambda *_, pair=timed_with[slower]: pair))
+
+
+def apart(template: Record, recipe: Recipe, cache: Cache, final: Cell, lengths: tuple[int, ...], rounds: int) -> None:
+    """A run of its own for each, all beside the fp32 baselines."""
     base = make_base(recipe, cache, template.weights, None, Silent())
     export = make_stage(ExportOnnx(), "export", base.artifact, recipe, cache, Silent(), calibration=[], force=False).artifact
-    final = open_artifact(options.folder)
-    last = Cell(
-        label="final", kind=final.kind, path=final.path.absolute(), sha256=final.sha256, engine=template.recipe.engine_for(final.kind)
-    )
-    cells = [*baseline_cells(recipe, base.artifact, export), last]
-    for warning in check_environment():
-        print(f"warning: {warning}")
-    begin = time.monotonic()
-    old = as_record(template, timed(cells, lengths, options.rounds, 0.0), "the first", lengths)
-    print(f"{recipe.name}: {options.rounds} rounds in {PROCESSES} processes, {time.monotonic() - begin:.0f} s a run; change of time in %")
-    print(f"{'run':16} {'limit':>6} {'tokens':>12} {'change':>8} {'interval':>14}  outcome")
+    cells = [*baseline_cells(recipe, base.artifact, export), final]
+    old = as_record(template, timed(cells, lengths, rounds, 0.0, PROCESSES), "the first", lengths)
     slowed: dict[float, Record] = {}
     for name, slower, limit in RUNS:
         if slower not in slowed:
-            slowed[slower] = as_record(template, timed(cells, lengths, options.rounds, slower), name, lengths)
-        result = gate(old, slowed[slower], latency_limit=limit)
-        for check in result.checks:
-            found, interval = ("", "") if check.change is None else percent_cells(check.change)
-            tokens = check.about.removeprefix("latency, ")
-            print(f"{name:16} {limit:6.0%} {tokens:>12} {found:>8} {interval:>14}  {check.outcome}: {check.reason}", flush=True)
-        for note in result.notes:
-            print(f"{'':16} {note}")
+            slowed[slower] = as_record(template, timed(cells, lengths, rounds, slower, PROCESSES), name, lengths)
+        print_checks(name, limit, gate(old, slowed[slower], latency_limit=limit))
+
+
+def main() -> None:
+    """Time, gate, print."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("folder", type=Path, help="what optbench apply made")
+    parser.add_argument("--apart", type=Path, metavar="RECIPE", help="in runs of their own, beside the recipe's fp32 baselines")
+    parser.add_argument("--cache", type=Path, default=Path(platformdirs.user_cache_dir("optbench")))
+    parser.add_argument("--processes", type=int, default=12, help="of each, in one run")
+    parser.add_argument("--rounds", type=int, default=18, help="of each run, with --apart")
+    parser.add_argument("--lengths", default="16,64")
+    options = parser.parse_args()
+    lengths = tuple(int(each) for each in options.lengths.split(","))
+    template, artifact = newest_record(options.folder), open_artifact(options.folder)
+    engine = template.recipe.engine_for(artifact.kind)
+    final = Cell(label="final", kind=artifact.kind, path=artifact.path.absolute(), sha256=artifact.sha256, engine=engine)
+    for warning in check_environment():
+        print(f"warning: {warning}")
+    print(f"{'run':16} {'limit':>6} {'tokens':>12} {'change, %':>8} {'interval':>14}  outcome")
+    if options.apart is None:
+        together(template, final, lengths, options.processes)
+    else:
+        apart(template, load_recipe(options.apart), Cache(options.cache.absolute()), final, lengths, options.rounds)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from optbench.measure.scenario_report import ScenarioReport
 from optbench.measure.stability import Stability, measure_stability
 from optbench.measure.statistics import percentile_interval
 from optbench.plan import Cache
-from optbench.recipe import Recipe, Scenarios
+from optbench.recipe import Recipe, Scenarios, Workload
 from optbench.record import newest_record
 from optbench.report.accuracy import beside_table
 from optbench.report.table import Table
@@ -40,7 +40,11 @@ __all__ = [
     "measure_artifact_scenarios",
     "measure_artifact_stability",
     "measure_artifacts",
+    "time_alternately",
 ]
+
+# As many as a recipe's defaults come to.
+ROUNDS_A_PROCESS = 3
 
 
 class Measured(BaseModel):
@@ -142,6 +146,36 @@ def measure_artifacts(
 def _text_encoder(cell: Cell, cache: Cache, isa: Isa | None, listener: Listener) -> TextEncoder:
     artifact = open_artifact(cell.path, verify=False)
     return TextEncoder(artifact, cell.engine, cache.embeddings, isa=isa, progress=listener.update)
+
+
+def time_alternately(
+    folders: tuple[Path, Path], workload: Workload, isa: Isa | None, *, processes: int, listener: Listener
+) -> tuple[Timing, Timing]:
+    """Time two artifacts against each other, each in the engine that it was measured with, three rounds a process.
+
+    Args:
+        folders: with the weights.
+        workload: lengths, batch.
+        isa: run as a CPU with this instruction set would.
+        processes: how often each is opened anew, one after the other.
+        listener: hears of the progress.
+
+    Raises:
+        ArtifactError: a folder is not a whole artifact.
+        EngineError: an engine cannot open its artifact here.
+    """
+    cells = []
+    for label, folder in zip(("old", "new"), folders, strict=True):
+        artifact = open_artifact(folder)
+        engine = choose_engine(artifact, None, {})
+        cells.append(Cell(label=label, kind=artifact.kind, path=folder, sha256=artifact.sha256, engine=engine))
+    listener.begin("latency")
+    rounds = ROUNDS_A_PROCESS * processes
+    old, new = measure_latency(
+        cells, workload.lengths, batch=workload.batch, rounds=rounds, processes=processes, isa=isa, progress=listener.update
+    )
+    listener.end(f"2 models at {len(workload.lengths)} lengths, {rounds} rounds in {processes} processes each")
+    return old, new
 
 
 class RecipeFloor(BaseModel):

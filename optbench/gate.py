@@ -1,15 +1,23 @@
-"""The gate: does a proposed change make the artifact slower or less accurate than is allowed?"""
+"""The gate: does a proposed change make the artifact slower or less accurate than is allowed?
+
+Records of two runs are set against each other as `optbench.comparison` does it. Where both artifacts are at hand they can be timed
+anew, in alternation: nothing then lies between them but what was changed, and far fewer rounds tell.
+"""
 
 import math
+from collections.abc import Callable
 from statistics import NormalDist
 
 from pydantic import BaseModel, ConfigDict
 
 from optbench.comparison import Pair, check_alike, percent_cells, unlike_results
 from optbench.errors import MeasureError
+from optbench.machine import Isa
 from optbench.measure.accuracy import accuracy_change
+from optbench.measure.latency import Timing
 from optbench.measure.settling import further
 from optbench.measure.statistics import Change, Interval
+from optbench.recipe import Workload
 from optbench.record import Record
 from optbench.report.table import Table
 from optbench.verdict import Outcome
@@ -54,7 +62,32 @@ class GateResult(_Part):
         return {Outcome.PASS: 0, Outcome.FAIL: 1}.get(self.outcome, 3)
 
 
-def gate(old: Record, new: Record, *, latency_limit: float = 0.05, accuracy_limit: float = 0.01) -> GateResult:
+class _OneRun:
+    """Both artifacts timed in alternation; what a `Pair` says of two runs, of one."""
+
+    deviation = 0.0
+
+    def __init__(self, old: Timing, new: Timing) -> None:
+        self._old, self._new = old, new
+        self.lengths = sorted(old.samples_ns)
+
+    def speed(self, length: int, *, deviation: float = 0.0) -> Interval:
+        """How many times as fast the new artifact is."""
+        return self._new.times_as_fast_as(self._old, length)
+
+    def notes(self) -> list[str]:
+        """What a reader should know before believing the ratios."""
+        return ["both artifacts were timed anew, in alternation; accuracy is that of the records"]
+
+
+def gate(
+    old: Record,
+    new: Record,
+    *,
+    latency_limit: float = 0.05,
+    accuracy_limit: float = 0.01,
+    retime: Callable[[Workload, Isa | None], tuple[Timing, Timing]] | None = None,
+) -> GateResult:
     """Whether a change made things worse than is allowed.
 
     A check passes only if its whole 95 % interval is within the limit, and fails only if the whole interval is beyond it, so at
@@ -65,14 +98,21 @@ def gate(old: Record, new: Record, *, latency_limit: float = 0.05, accuracy_limi
         new: the record of what is proposed; of the same machine, workload and body.
         latency_limit: the share of time that may be added: 0.05 is 5 %.
         accuracy_limit: the share of a task's metric that may be lost.
+        retime: times both artifacts, old and new, in one interleaved run; the latency of the records then plays no part, and they
+            may be of different machines.
 
     Raises:
         RecordError: the two are not comparable; says in what.
     """
-    check_alike([old, new], "none")
-    pair = Pair(old, new)
-    checks = [_latency_check(pair, length, latency_limit) for length in pair.lengths]
-    notes = pair.notes()
+    nothing_changed = _nothing_changed(old, new)
+    if retime is None:
+        check_alike([old, new], "none")
+        speeds: Pair | _OneRun = Pair(old, new)
+    else:
+        check_alike([old, new.model_copy(update={"machine": old.machine, "threads": old.threads})], "none")
+        speeds = _OneRun(*retime(old.recipe.workload, old.isa))
+    checks = [_latency_check(speeds, length, latency_limit, nothing_changed) for length in speeds.lengths]
+    notes = speeds.notes()
     if old.weights == "random":
         notes.append("accuracy is not judged: the weights are random")
     elif not old.final.accuracy:
@@ -91,24 +131,24 @@ def _slowdown(speed: Interval) -> Interval:
     return speed.model_copy(update={"point": 1 / speed.point - 1, "low": 1 / speed.high - 1, "high": 1 / speed.low - 1})
 
 
-def _latency_check(pair: Pair, length: int, limit: float) -> Check:
-    change = _slowdown(pair.speed(length))
+def _latency_check(speeds: Pair | _OneRun, length: int, limit: float, nothing_changed: bool) -> Check:
+    change = _slowdown(speeds.speed(length))
     about = f"latency, {length} tokens"
     if change.bounded and change.high <= limit:
         return Check(about=about, outcome=Outcome.PASS, change=change, limit=limit, reason="the whole interval is within the limit")
     if change.bounded and change.low > limit:
-        if _nothing_changed(pair.old, pair.new):
+        if nothing_changed:
             reason = "nothing changed: the artifact, its engine and the libraries are the same, so this is what two runs differ by here"
             return Check(about=about, outcome=Outcome.INCONCLUSIVE, change=change, limit=limit, reason=reason)
         return Check(about=about, outcome=Outcome.FAIL, change=change, limit=limit, reason="the whole interval is beyond the limit")
-    more: int | None = further(_slowdown(pair.speed(length, deviation=0.0)), limit)
+    more: int | None = further(_slowdown(speeds.speed(length, deviation=0.0)), limit)
     # Rounds narrow what differs from round to round; what differs from run to run stays.
-    stays = pair.deviation * NormalDist().inv_cdf(0.975)
-    if more == 0 or (change.bounded and pair.deviation > 0 and stays >= abs(math.log((1 + change.point) / (1 + limit)))):
-        more, reason = None, "the two runs differ by more than the artifacts may; measure both again on a quieter machine"
+    stays = speeds.deviation * NormalDist().inv_cdf(0.975)
+    if more == 0 or (change.bounded and speeds.deviation > 0 and stays >= abs(math.log((1 + change.point) / (1 + limit)))):
+        more, reason = None, "the two runs differ by more than the artifacts may; measure both in one with --retime"
     else:
         found = "the interval spans the limit" if change.bounded else f"{change.n} rounds are too few for an interval"
-        reason = f"{found}; about {more} more {change.of} in both would probably tell"
+        reason = f"{found}; about {more} more {change.of} of both would probably tell"
     return Check(about=about, outcome=Outcome.INCONCLUSIVE, change=change, limit=limit, further=more, reason=reason)
 
 

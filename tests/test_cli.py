@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from optbench import cli
-from optbench.artifact import Artifact, Kind
+from optbench.artifact import Artifact, Kind, seal
 from optbench.record import Record, write_record
 
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -256,6 +257,32 @@ def test_gate_refuses_records_of_different_threads(make_record: Callable[..., Re
     done = run("gate", *map(str, paths))
     assert done.returncode == 2
     assert "threads: 2 and 4" in done.stderr
+
+
+def test_gate_times_both_artifacts_anew(make_artifact: Callable[..., Artifact], make_record: Callable[..., Record], tmp_path: Path) -> None:
+    record = make_record(weights="random")
+    workload = record.recipe.workload.model_copy(update={"lengths": (8, 16), "judged_lengths": None})
+    record = record.model_copy(update={"recipe": record.recipe.model_copy(update={"workload": workload})})
+    for name in ("old", "new"):
+        shutil.copytree(make_artifact(Kind.OPENVINO).path, tmp_path / name / "staging")
+        write_record(record, tmp_path / name / "staging" / "records")
+        seal(tmp_path / name / "staging", tmp_path / name / "model", Kind.OPENVINO, "random")
+    folders = str(tmp_path / "old" / "model"), str(tmp_path / "new" / "model")
+    # No process of this machine is a hundred times as slow as another.
+    done = run("gate", *folders, "--retime", "--processes", "2", "--latency-limit", "100", "--json")
+    document = json.loads(done.stdout)
+    # Milliseconds of 36 are in the records; these are of now.
+    assert [check["about"] for check in document["checks"]] == ["latency, 8 tokens", "latency, 16 tokens"]
+    assert {(check["change"]["n"], check["change"]["of"]) for check in document["checks"]} == {(2, "processes")}
+    assert any("timed anew" in note for note in document["notes"])
+    assert done.returncode in (0, 3), done.stderr
+
+
+def test_gate_cannot_time_a_record_without_its_artifact(make_record: Callable[..., Record], tmp_path: Path) -> None:
+    path = str(write_record(make_record(), tmp_path))
+    done = run("gate", path, path, "--retime")
+    assert done.returncode == 2
+    assert "artifact" in done.stderr
 
 
 def test_stability_of_a_small_artifact_is_shown_and_gated(make_artifact: Callable[..., Artifact]) -> None:

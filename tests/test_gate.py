@@ -8,6 +8,9 @@ import pytest
 
 from optbench.errors import RecordError
 from optbench.gate import gate, gate_table
+from optbench.machine import Isa
+from optbench.measure.latency import Timing
+from optbench.recipe import Workload
 from optbench.record import Record
 from optbench.report.table import to_markdown
 from optbench.verdict import Outcome
@@ -102,7 +105,7 @@ def test_runs_whose_baselines_disagree_ask_for_a_quieter_machine(make_record: Ma
     moved = [rerun(record, 3, day=1.1).timings[0], *new.timings[1:]]
     result = gate(rerun(record, 1), new.model_copy(update={"timings": tuple(moved)}))
     assert result.outcome == Outcome.INCONCLUSIVE
-    assert all("measure both again on a quieter machine" in check.reason for check in result.checks)
+    assert all("measure both in one with --retime" in check.reason for check in result.checks)
 
 
 def test_same_artifact_in_a_process_that_was_slow_throughout_does_not_fail(make_record: MakeRecord) -> None:
@@ -118,12 +121,37 @@ def test_same_artifact_in_a_process_that_was_slow_throughout_does_not_fail(make_
     assert "once more before acting" in failed.notes[-1]
 
 
+def test_artifacts_timed_in_one_run_are_judged_by_it_alone_and_on_any_machine(make_record: MakeRecord) -> None:
+    record = make_record(spread=0, rounds=18, processes=6)
+    # By the records the new one takes half the time, and it was made elsewhere.
+    old, new = rerun(record, 1), elsewhere(rerun(record, 2, slower=-0.5))
+    asked = []
+
+    def retime(workload: Workload, isa: Isa | None) -> tuple[Timing, Timing]:
+        asked.append((workload.lengths, isa))
+        return rerun(record, 3, spread=0.005).timings[-1], rerun(record, 4, slower=0.10, spread=0.005).timings[-1]
+
+    result = gate(old, new, retime=retime)
+    assert asked == [(record.recipe.workload.lengths, None)]
+    assert {check.outcome for check in result.checks} == {Outcome.FAIL}
+    assert all(check.change is not None and check.change.low <= 0.11 and check.change.high >= 0.09 for check in result.checks)
+    assert "timed anew" in result.notes[0]
+
+
+def test_nothing_is_timed_for_records_of_different_workloads(make_record: MakeRecord) -> None:
+    record = make_record()
+    workload = record.recipe.workload.model_copy(update={"batch": 4})
+    other = record.model_copy(update={"recipe": record.recipe.model_copy(update={"workload": workload})})
+    with pytest.raises(RecordError, match="batch: 1 and 4"):
+        gate(record, other, retime=lambda workload, isa: pytest.fail("timed all the same"))
+
+
 def test_too_few_rounds_are_inconclusive(make_record: MakeRecord) -> None:
     record = make_record(spread=0, rounds=5)
     result = gate(rerun(record, 1, spread=0.002), rerun(record, 2, spread=0.002))
     assert {check.outcome for check in result.checks} == {Outcome.INCONCLUSIVE}
     assert {check.reason for check in result.checks} == {
-        "5 rounds are too few for an interval; about 5 more rounds in both would probably tell"
+        "5 rounds are too few for an interval; about 5 more rounds of both would probably tell"
     }
 
 

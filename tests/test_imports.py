@@ -83,7 +83,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "extending": {"artifact", "steps", "machine", "errors"},
     "publish": {"publish", "audit", "record", "verdict", "artifact", "machine", "errors"},
     "comparison": {"record", "verdict", "measure", "tune", "report", "machine", "errors"},
-    "gate": {"comparison", "record", "verdict", "measure", "report", "errors"},
+    "gate": {"comparison", "record", "recipe", "machine", "verdict", "measure", "report", "errors"},
     "reference": {"recipe", "steps"},
     "starting": {"recipe_file", *BASE, "checkpoint", "errors"},
     "terminal": {"report"},

@@ -1,12 +1,13 @@
 """Commands on records that judge one by another: compare, gate."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from optbench.cli.options import Json
-from optbench.terminal import print_json, print_tables, print_warnings
+from optbench.terminal import print_json, print_tables, print_warnings, watching
 
 __all__ = ["compare", "gate"]
 
@@ -47,6 +48,10 @@ def gate(
     new: Annotated[Path, typer.Argument(metavar="NEW", help="The record of what is proposed.")],
     latency_limit: Annotated[float, typer.Option(min=0, help="The share of time that may be added.")] = 0.05,
     accuracy_limit: Annotated[float, typer.Option(min=0, max=1, help="The share of a task's metric that may be lost.")] = 0.01,
+    retime: Annotated[
+        bool, typer.Option("--retime", help="Time both artifacts anew, in alternation: OLD and NEW are folders with their weights.")
+    ] = False,
+    processes: Annotated[int, typer.Option(min=2, max=1000, help="With --retime: how often each artifact is opened anew.")] = 12,
     as_json: Json = False,
 ) -> None:
     """Fail on a confirmed regression of latency or accuracy; exit status as that of a verdict."""
@@ -54,7 +59,14 @@ def gate(
     from optbench.gate import gate_table
     from optbench.record import find_record
 
-    result = judge_change(find_record(old), find_record(new), latency_limit=latency_limit, accuracy_limit=accuracy_limit)
+    judged = partial(judge_change, find_record(old), find_record(new), latency_limit=latency_limit, accuracy_limit=accuracy_limit)
+    if retime:
+        from optbench.adhoc import time_alternately
+
+        with watching() as watch:
+            result = judged(retime=partial(time_alternately, (old, new), processes=processes, listener=watch))
+    else:
+        result = judged()
     if as_json:
         print_json("gate", **result.model_dump(mode="json"))
     else:

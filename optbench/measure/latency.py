@@ -279,24 +279,29 @@ def time_in_rounds(
         processes: how many processes each model has one after the other; the rounds are shared out among them.
         progress: called with a phrase and the share done.
     """
-    plans: list[list[tuple[int, int]]] = []
-    first: list[dict[int, Any]] = []
+    plans: dict[int, list[tuple[int, int]]] = {}
+    first: dict[int, dict[int, Any]] = {}
     samples: list[dict[int, list[tuple[int, ...]]]] = [{length: [] for length in lengths} for _ in models]
     memory: list[MemorySample] = []
     turns = process_rounds(rounds, processes)
     for process, its_turns in enumerate(turns):
         share = process / len(turns)
         with ExitStack() as stack:
-            workers, warm = [], []
-            for index, (label, start) in enumerate(models):
-                progress(f"opening {label}", share + 0.3 * index / len(models) / len(turns))
-                worker = stack.enter_context(start())
-                workers.append(worker)
+            workers: dict[int, Worker] = {}
+            warm: dict[int, dict[int, Any]] = {}
+            # The one that is opened first, while memory is still being freed, may be the slower for it: each is that in its turn.
+            for position in range(len(models)):
+                index = (position + process) % len(models)
+                label, start = models[index]
+                progress(f"opening {label}", share + 0.3 * position / len(models) / len(turns))
+                worker = workers[index] = stack.enter_context(start())
                 runs = WARM_RUNS_AGAIN if process else None
-                warm.append({length: worker.request({"do": "warm", "length": length, "runs": runs}) for length in lengths})
+                warm[index] = {length: worker.request({"do": "warm", "length": length, "runs": runs}) for length in lengths}
             first = first or warm
             # How many runs fill a block is settled once, from the first warm-up, so that every round has the same weight.
-            plans = plans or [[(length, _block_runs(answer[length]["runs_ns"])) for length in lengths] for answer in warm]
+            plans = plans or {
+                index: [(length, _block_runs(answer[length]["runs_ns"])) for length in lengths] for index, answer in warm.items()
+            }
             for turn in its_turns:
                 progress(f"timing, round {turn + 1} of {rounds}", max(share, turn / rounds))
                 # The order moves on by one a round: no model always follows the same neighbor.
@@ -305,7 +310,7 @@ def time_in_rounds(
                     answer = workers[index].request({"do": "block", "runs": plans[index]})
                     for length in lengths:
                         samples[index][length].append(tuple(answer[str(length)]))
-            memory = [MemorySample.model_validate(worker.request({"do": "memory"})) for worker in workers]
+            memory = [MemorySample.model_validate(worker.request({"do": "memory"})) for _, worker in sorted(workers.items())]
     return tuple(
         RoundTimes(
             load_ms=first[index][lengths[0]]["load_ms"],

@@ -48,7 +48,7 @@ class ConvertOpenvino(BaseStep):
         default=None,
         min_length=1,
         max_length=STATIC_LENGTHS_MAX,
-        description="Token lengths, ascending: for each the engine compiles a graph of its own, and pads a single text up to the next.",
+        description="Token lengths, ascending: the engine compiles a graph for each, and pads a text that is little shorter to it.",
     )
     compress_to_fp16: bool = Field(
         default=False, description="Store the weights as fp16: half the file, computed in the engine's precision."

@@ -34,7 +34,7 @@ class PruneStructured(BaseStep):
 
     takes: ClassVar[frozenset[Kind]] = frozenset({Kind.CHECKPOINT})
     gives: ClassVar[Kind] = Kind.CHECKPOINT
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers", "tokenizers", "numpy")
     needs_calibration: ClassVar[bool] = True
 

@@ -73,6 +73,15 @@ def test_one_text_runs_in_the_next_static_length_and_the_rest_in_the_dynamic_gra
     assert list(session._requests) == [shape]
 
 
+@pytest.mark.parametrize(("padding", "length", "shape"), [(8, 9, None), (8, 24, 32), (8, 23, None), (0, 32, 32), (0, 31, None)], ids=str)
+def test_text_that_would_need_too_much_padding_runs_in_the_dynamic_graph(
+    make_artifact: Callable[..., Artifact], padding: int, length: int, shape: int | None
+) -> None:
+    session = open_engine(make_artifact(Kind.OPENVINO), static_lengths=(8, 32), static_padding_max=padding, compile_on_first_use=True)
+    session.embed(*ids_of(1, length))
+    assert list(session._requests) == [shape]
+
+
 def test_every_shape_is_compiled_on_opening(make_artifact: Callable[..., Artifact]) -> None:
     session = open_engine(make_artifact(Kind.OPENVINO), static_lengths=LENGTHS)
     assert list(session._requests) == [*LENGTHS, None]

@@ -11,6 +11,10 @@ if TYPE_CHECKING:
 __all__ = ["Normal"]
 
 
+# Tokens that are summed in float32 at a time: fewer would spend their time on reading and writing the sums.
+TOKENS_AT_A_TIME = 2048
+
+
 class Normal:
     """The normal equations of `target = W x + b`, tokens weighted; fed batch by batch."""
 
@@ -19,11 +23,21 @@ class Normal:
 
         self._moments = torch.zeros(inputs + 1, inputs + 1, dtype=torch.float64)
         self._cross = torch.zeros(outputs, inputs + 1, dtype=torch.float64)
+        self._waiting: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
 
     def add(self, inputs: "torch.Tensor", targets: "torch.Tensor", weights: "torch.Tensor") -> None:
         """Take in tokens: (tokens, in), (tokens, out), and their weights (tokens,)."""
+        self._waiting.append((inputs, targets, weights))
+        if sum(len(each) for _, _, each in self._waiting) >= TOKENS_AT_A_TIME:
+            self._take_in()
+
+    def _take_in(self) -> None:
         import torch
 
+        if not self._waiting:
+            return
+        inputs, targets, weights = (torch.cat(each) for each in zip(*self._waiting, strict=True))
+        self._waiting = []
         extended = torch.nn.functional.pad(inputs, (0, 1), value=1.0)
         weighted = extended * weights[:, None]
         self._moments += extended.T @ weighted
@@ -42,6 +56,7 @@ class Normal:
         """
         import torch
 
+        self._take_in()
         before = torch.cat([torch.cat([linear.weight, linear.bias[:, None]], dim=1) for linear in linears]).detach().double()
         ridge = self._moments.diagonal()[:-1].mean() * damping
         diagonal = torch.full((len(self._moments),), float(ridge), dtype=torch.float64)

@@ -67,17 +67,18 @@ def order_removals(
     values, vectors = torch.linalg.eigh(sensitivity.double())
     factor = (vectors * values.clamp(min=0).sqrt()).T
     scaled = (factor @ weight.double()).float()
-    left = torch.arange(weight.shape[1] // unit)
+    # Those that are left stand first, whatever their place was, so that a step works in place on one corner of each matrix.
+    places = torch.arange(weight.shape[1] // unit)
+    left = len(places)
     order: list[int] = []
     errors = [0.0]
-    while len(left) > step:
-        chosen, error = _cheapest(inverse, scaled, unit, step)
-        inverse, scaled = _remove(inverse, scaled, chosen, unit)
-        order += left[chosen].tolist()
+    while left > step:
+        chosen, error = _cheapest(inverse[: left * unit, : left * unit], scaled[:, : left * unit], unit, step)
+        order += places[chosen].tolist()
         errors.append(errors[-1] + error)
-        stay = torch.ones(len(left), dtype=torch.bool)
-        stay[chosen] = False
-        left = left[stay]
+        _move_last(inverse, scaled, places, chosen, left, unit)
+        _remove_last(inverse[: left * unit, : left * unit], scaled[:, : left * unit], step * unit)
+        left -= step
     return RemovalCurve(tuple(order), tuple(errors), step)
 
 
@@ -131,15 +132,28 @@ def _group_cost(inverse: "torch.Tensor", scaled: "torch.Tensor", group: slice) -
     return float((columns * torch.linalg.solve(inverse[group, group].double(), columns.T).T).sum())
 
 
-def _remove(inverse: "torch.Tensor", scaled: "torch.Tensor", chosen: "torch.Tensor", unit: int) -> "tuple[torch.Tensor, torch.Tensor]":
-    """The inverse moments and the weights of the units that stay, those that go made up for."""
+def _move_last(
+    inverse: "torch.Tensor", scaled: "torch.Tensor", places: "torch.Tensor", chosen: "torch.Tensor", left: int, unit: int
+) -> None:
+    """Let the chosen units change places with the last of the `left` that are there."""
     import torch
 
-    gone = (chosen[:, None] * unit + torch.arange(unit)).flatten()
-    kept = torch.ones(len(inverse), dtype=torch.bool)
-    kept[gone] = False
-    stay = kept.nonzero().squeeze(1)
-    across = inverse.index_select(0, stay)
-    share = torch.linalg.solve(inverse[gone][:, gone], across[:, gone].T)
-    left = across.index_select(1, stay).addmm_(across[:, gone], share, alpha=-1)
-    return left, scaled.index_select(1, stay).addmm_(scaled[:, gone], share, alpha=-1)
+    gone = set(chosen.tolist())
+    first = torch.tensor([place for place in gone if place < left - len(gone)], dtype=torch.long)
+    last = torch.tensor([place for place in range(left - len(gone), left) if place not in gone], dtype=torch.long)
+    here, there = torch.cat([first, last]), torch.cat([last, first])
+    places[here] = places[there]
+    here, there = ((each[:, None] * unit + torch.arange(unit)).flatten() for each in (here, there))
+    inverse[here] = inverse[there]
+    inverse[:, here] = inverse[:, there]
+    scaled[:, here] = scaled[:, there]
+
+
+def _remove_last(inverse: "torch.Tensor", scaled: "torch.Tensor", count: int) -> None:
+    """Bring the inverse moments and the weights of the inputs that stay, in place, to what they are without the last ones."""
+    import torch
+
+    stay = len(inverse) - count
+    share = torch.linalg.solve(inverse[stay:, stay:], inverse[stay:, :stay])
+    for matrix in (inverse[:stay], scaled):
+        matrix[:, :stay].addmm_(matrix[:, stay:], share, alpha=-1)
