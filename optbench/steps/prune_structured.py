@@ -50,6 +50,7 @@ class PruneStructured(BaseStep):
     damping: float = Field(default=0.01, gt=0, le=10, description="Share of the mean second moment that is added to moments and refits.")
     probes: int = Field(default=1, ge=1, le=64, description="Random directions of each text's embedding whose gradients weigh the errors.")
     drop_layers: bool = Field(default=True, description="Whether whole layers may go.")
+    int8: bool = Field(default=False, description="The model will run in static int8: a unit that goes takes its rounding error along.")
     seed: int = Field(default=0, ge=0, description="Of the random directions.")
 
     @model_validator(mode="after")
@@ -131,6 +132,7 @@ class PruneStructured(BaseStep):
             damping=self.damping,
             probes=self.probes,
             drop_layers=self.drop_layers,
+            int8=self.int8,
             generator=torch.Generator().manual_seed(self.seed),
             where=where,
             progress=context.progress,

@@ -14,6 +14,8 @@ from optbench.steps.pruning.allocation import LayerOptions, Part, allocate
 from optbench.steps.pruning.latency import LayerTimes, fit_layer_times, probe_bodies
 from optbench.steps.pruning.refit import Normal
 from optbench.steps.pruning.removal import order_removals
+from optbench.steps.pruning.rounding import Rounding, foresee_rounding
+from optbench.steps.smoothing import smoothing_scale
 
 LARGE = Body(architecture="BertModel", layers=24, hidden=1024, heads=16, feed_forward=4096, vocabulary=30522, positions=512)
 
@@ -66,6 +68,45 @@ def test_neurons_chosen_in_blocks_cost_little_more_than_one_by_one() -> None:
     weight, moments, sensitivity = example(24, 6, 4)
     single, block = (order_removals(weight, moments, sensitivity, unit=1, step=step, damping=0.01, where="here") for step in (1, 4))
     assert block.errors[2] == pytest.approx(single.errors[8], rel=0.05)
+
+
+def int8_error(weight: torch.Tensor, x: torch.Tensor, g: torch.Tensor) -> float:
+    """What rounding activations and weights to int8 after SmoothQuant's scales moves the output by, tried out."""
+    scale = torch.from_numpy(smoothing_scale(x.abs().amax(0).numpy(), weight.abs().amax(0).numpy(), 0.75))
+
+    def rounded(values: torch.Tensor, largest: torch.Tensor) -> torch.Tensor:
+        step = largest / 127.5
+        return (values / step).round() * step
+
+    smooth_x, smooth_weight = x / scale, weight * scale
+    product = rounded(smooth_x, smooth_x.abs().max()) @ rounded(smooth_weight, smooth_weight.abs().amax(1, keepdim=True)).T
+    return float(((product - x @ weight.T) @ g.T).square().mean())
+
+
+def test_rounding_error_is_what_rounding_does() -> None:
+    generator = torch.Generator().manual_seed(6)
+    weight, x, g = (torch.randn(rows, columns, generator=generator) for rows, columns in ((16, 48), (4000, 48), (200, 16)))
+    x[:, 7] *= 20.0  # an outlier, as transformers have
+    moments, sensitivity = x.T @ x / len(x), g.T @ g / len(g)
+    found = foresee_rounding(weight, x.abs().amax(0), moments, sensitivity)
+    norms = torch.einsum("oj,op,pj->j", weight, sensitivity, weight)
+    # Rounding errors are uniform and independent up to a few percent with steps as fine as these.
+    assert float((found.by_weight * norms + found.fixed).sum()) == pytest.approx(int8_error(weight, x, g), rel=0.1)
+
+
+@pytest.mark.parametrize("unit", [1, 4])
+def test_unit_whose_rounding_costs_more_than_its_loss_goes_first_and_errors_count_what_it_saves(unit: int) -> None:
+    weight, moments, sensitivity = example(12, 5, 7)
+    plain = order_removals(weight, moments, sensitivity, unit=unit, step=1, damping=1e-9, where="here")
+    dear = next(index for index in range(12 // unit) if index != plain.order[0])
+    fixed = torch.zeros(12)
+    fixed[dear * unit] = 1e4
+    curve = order_removals(
+        weight, moments, sensitivity, unit=unit, step=1, damping=1e-9, where="here", rounding=Rounding(torch.zeros(12), fixed)
+    )
+    kept = [index for index in range(12) if index // unit != dear]
+    assert curve.order[0] == dear
+    assert curve.errors[1] == pytest.approx(least_squares_error(weight, moments, sensitivity, kept) - 1e4, rel=1e-3)
 
 
 def test_moments_that_are_not_finite_are_an_error() -> None:

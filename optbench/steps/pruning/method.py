@@ -15,6 +15,7 @@ from optbench.errors import StepError
 from optbench.steps.pruning.allocation import Choice, LayerOptions, Part, allocate
 from optbench.steps.pruning.refit import Normal
 from optbench.steps.pruning.removal import RemovalCurve, order_removals
+from optbench.steps.pruning.rounding import foresee_rounding
 from optbench.steps.pruning.states import Batch, embed, finish_layer, layer_states, run_block, start
 from optbench.torch_model import encoder_layers, resize_layer
 
@@ -67,6 +68,31 @@ class RoundResult:
     cosine: float
 
 
+class _Inputs:
+    """What is known of the inputs of a linear layer; fed batch by batch.
+
+    Attributes:
+        maxima: (in,), the largest magnitude of each.
+    """
+
+    def __init__(self, width: int) -> None:
+        import torch
+
+        self._sums = torch.zeros(width, width)
+        self._tokens = 0
+        self.maxima = torch.zeros(width)
+
+    def add(self, inputs: "torch.Tensor", weights: "torch.Tensor") -> None:
+        """Take in tokens: (tokens, in), and their weights (tokens,)."""
+        self._sums.addmm_(inputs.T, inputs * weights[:, None])
+        self._tokens += len(inputs)
+        self.maxima = self.maxima.maximum(inputs.abs().amax(0))
+
+    def moments(self) -> "torch.Tensor":
+        """E[x x'], (in, in), tokens weighted."""
+        return self._sums / self._tokens
+
+
 @dataclass
 class Pruner:
     """The state of a pruning run.
@@ -81,6 +107,7 @@ class Pruner:
         damping: of moments and refits, a share of the mean second moment.
         probes: random directions of the embedding a text, whose gradients weigh errors.
         drop_layers: whether whole layers may go.
+        int8: whether the model will run in static int8, so that a unit takes the error of its rounding along.
         generator: draws the probes.
         where: for errors.
         progress: called with a phrase and the share done.
@@ -95,6 +122,7 @@ class Pruner:
     damping: float
     probes: int
     drop_layers: bool
+    int8: bool
     generator: "torch.Generator"
     where: str
     progress: Callable[[str, float | None], None]
@@ -120,9 +148,9 @@ class Pruner:
         sensitivity, weights = self._probe()
         options, curves, layers = [], [], encoder_layers(self.model)
         drops = self._drop_errors() if self.drop_layers else [float("inf")] * len(self.origins)
-        for index, (moments, layer) in enumerate(self._walk_moments(weights)):
+        for index, (inputs, layer) in enumerate(self._walk_inputs(weights)):
             self.progress(f"scoring layer {index}", begin + span * (0.3 + 0.3 * index / len(self.origins)))
-            attention, feed_forward = self._curves(layer, moments, sensitivity[index], index)
+            attention, feed_forward = self._curves(layer, inputs, sensitivity[index], index)
             curves.append((attention, feed_forward))
             heads = [layer.heads - step * attention.step for step in range(len(attention.errors))]
             widths = [layer.feed_forward - step * feed_forward.step for step in range(len(feed_forward.errors))]
@@ -228,35 +256,32 @@ class Pruner:
                     batch_weights[index][side].div_(mean)
         return sums, weights
 
-    def _walk_moments(self, weights: Any) -> Any:
-        """For each layer the weighted second moments of what its projection and its down projection read, and the layer."""
-        import torch
-
+    def _walk_inputs(self, weights: Any) -> Any:
+        """For each layer what its projection and its down projection read, and the layer."""
         hiddens = [start(self.model, batch) for batch in self.batches]
         for index, layer in enumerate(encoder_layers(self.model)):
-            context = torch.zeros(layer.projection.in_features, layer.projection.in_features)
-            active = torch.zeros(layer.feed_forward, layer.feed_forward)
-            tokens = 0
+            context, active = _Inputs(layer.projection.in_features), _Inputs(layer.feed_forward)
             for number, batch in enumerate(self.batches):
                 states = layer_states(self.model, index, hiddens[number], batch)
                 first, second = weights[number][index]
-                context.addmm_(states.context.T, states.context * first[:, None])
-                active.addmm_(states.active.T, states.active * second[:, None])
-                tokens += len(first)
+                context.add(states.context, first)
+                active.add(states.active, second)
                 hiddens[number] = _spread(layer.output_norm(states.output_sum), batch)
-            yield (context / tokens, active / tokens), layer
+            yield (context, active), layer
 
-    def _curves(self, layer: Any, moments: Any, sensitivity: Any, index: int) -> tuple[RemovalCurve, RemovalCurve]:
+    def _curves(self, layer: Any, inputs: "tuple[_Inputs, _Inputs]", sensitivity: Any, index: int) -> tuple[RemovalCurve, RemovalCurve]:
         size = layer.attention.attention_head_size
-        step = max(1, self.round_to // size)
         where = f"{self.where}: layer {self.origins[index]}"
-        attention = order_removals(
-            layer.projection.weight, moments[0], sensitivity[0], unit=size, step=step, damping=self.damping, where=f"{where} attention"
+        attention = self._curve(
+            layer.projection.weight, inputs[0], sensitivity[0], size, max(1, self.round_to // size), f"{where} attention"
         )
-        feed_forward = order_removals(
-            layer.down.weight, moments[1], sensitivity[1], unit=1, step=self.round_to, damping=self.damping, where=f"{where} feed-forward"
-        )
+        feed_forward = self._curve(layer.down.weight, inputs[1], sensitivity[1], 1, self.round_to, f"{where} feed-forward")
         return attention, feed_forward
+
+    def _curve(self, weight: Any, inputs: "_Inputs", sensitivity: Any, unit: int, step: int, where: str) -> RemovalCurve:
+        moments = inputs.moments()
+        rounding = foresee_rounding(weight, inputs.maxima, moments, sensitivity) if self.int8 else None
+        return order_removals(weight, moments, sensitivity, unit=unit, step=step, damping=self.damping, where=where, rounding=rounding)
 
     def _remove(self, choices: Sequence[Choice], curves: Sequence[tuple[RemovalCurve, RemovalCurve]]) -> tuple[int, ...]:
         import torch

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from optbench.errors import StepError
+from optbench.steps.pruning.rounding import Rounding
 
 if TYPE_CHECKING:
     import torch
@@ -45,7 +46,15 @@ class RemovalCurve:
 
 
 def order_removals(
-    weight: "torch.Tensor", moments: "torch.Tensor", sensitivity: "torch.Tensor", *, unit: int, step: int, damping: float, where: str
+    weight: "torch.Tensor",
+    moments: "torch.Tensor",
+    sensitivity: "torch.Tensor",
+    *,
+    unit: int,
+    step: int,
+    damping: float,
+    where: str,
+    rounding: Rounding | None = None,
 ) -> RemovalCurve:
     """Remove units greedily until one step's worth is left.
 
@@ -57,6 +66,7 @@ def order_removals(
         step: units that go at a time.
         damping: share of the mean diagonal that is added to the moments.
         where: for the error.
+        rounding: what the inputs add to the error by being rounded; those that go take it along, so errors may be negative.
 
     Raises:
         StepError: the moments are not finite, or cannot be factored.
@@ -67,17 +77,20 @@ def order_removals(
     values, vectors = torch.linalg.eigh(sensitivity.double())
     factor = (vectors * values.clamp(min=0).sqrt()).T
     scaled = (factor @ weight.double()).float()
+    nothing = torch.zeros(weight.shape[1])
+    saved = torch.stack((nothing, nothing) if rounding is None else (rounding.by_weight, rounding.fixed))
     # Those that are left stand first, whatever their place was, so that a step works in place on one corner of each matrix.
     places = torch.arange(weight.shape[1] // unit)
     left = len(places)
     order: list[int] = []
     errors = [0.0]
     while left > step:
-        chosen, error = _cheapest(inverse[: left * unit, : left * unit], scaled[:, : left * unit], unit, step)
+        live = left * unit
+        chosen, error = _cheapest(inverse[:live, :live], scaled[:, :live], saved[:, :live], unit, step)
         order += places[chosen].tolist()
         errors.append(errors[-1] + error)
-        _move_last(inverse, scaled, places, chosen, left, unit)
-        _remove_last(inverse[: left * unit, : left * unit], scaled[:, : left * unit], step * unit)
+        _move_last(inverse, (scaled, saved), places, chosen, left, unit)
+        _remove_last(inverse[:live, :live], scaled[:, :live], step * unit)
         left -= step
     return RemovalCurve(tuple(order), tuple(errors), step)
 
@@ -96,22 +109,24 @@ def _inverse(moments: "torch.Tensor", damping: float, where: str) -> "torch.Tens
     return torch.cholesky_inverse(factor).float()
 
 
-def _cheapest(inverse: "torch.Tensor", scaled: "torch.Tensor", unit: int, step: int) -> "tuple[torch.Tensor, float]":
+def _cheapest(inverse: "torch.Tensor", scaled: "torch.Tensor", saved: "torch.Tensor", unit: int, step: int) -> "tuple[torch.Tensor, float]":
     """The next `step` units, chosen one by one, and what they cost together."""
     import torch
 
     count = len(inverse) // unit
     if unit > 1:
-        costs = [_group_cost(inverse, scaled, slice(i * unit, (i + 1) * unit)) for i in range(count)]
+        costs = [_group_cost(inverse, scaled, saved, slice(i * unit, (i + 1) * unit)) for i in range(count)]
         best = sorted(range(count), key=costs.__getitem__)[:step]
         return torch.tensor(best), sum(costs[i] for i in best)
-    pool = (scaled.square().sum(0) / inverse.diagonal()).argsort(stable=True)[: POOL_FACTOR * step]
+    norms = scaled.square().sum(0)
+    pool = (norms / inverse.diagonal() - saved[0] * norms - saved[1]).argsort(stable=True)[: POOL_FACTOR * step]
+    by_weight, fixed = saved[:, pool].double().numpy()
     small, gram = inverse[pool][:, pool].double().numpy(), (scaled[:, pool].T @ scaled[:, pool]).double().numpy()
     chosen: list[int] = []
     error = 0.0
     # In numpy: hundreds of thousands of operations this small would spend their time waiting for torch's threads.
     for _ in range(min(step, len(pool))):
-        costs_of = gram.diagonal() / small.diagonal()
+        costs_of = gram.diagonal() / small.diagonal() - by_weight * gram.diagonal() - fixed
         costs_of[chosen] = np.inf
         first = int(costs_of.argmin())
         error += float(costs_of[first])
@@ -125,15 +140,21 @@ def _cheapest(inverse: "torch.Tensor", scaled: "torch.Tensor", unit: int, step: 
     return pool[chosen], error
 
 
-def _group_cost(inverse: "torch.Tensor", scaled: "torch.Tensor", group: slice) -> float:
+def _group_cost(inverse: "torch.Tensor", scaled: "torch.Tensor", saved: "torch.Tensor", group: slice) -> float:
     import torch
 
-    columns = scaled[:, group].double()
-    return float((columns * torch.linalg.solve(inverse[group, group].double(), columns.T).T).sum())
+    columns, (by_weight, fixed) = scaled[:, group].double(), saved[:, group].double()
+    lost = (columns * torch.linalg.solve(inverse[group, group].double(), columns.T).T).sum()
+    return float(lost - (by_weight * columns.square().sum(0) + fixed).sum())
 
 
 def _move_last(
-    inverse: "torch.Tensor", scaled: "torch.Tensor", places: "torch.Tensor", chosen: "torch.Tensor", left: int, unit: int
+    inverse: "torch.Tensor",
+    by_input: "tuple[torch.Tensor, ...]",
+    places: "torch.Tensor",
+    chosen: "torch.Tensor",
+    left: int,
+    unit: int,
 ) -> None:
     """Let the chosen units change places with the last of the `left` that are there."""
     import torch
@@ -145,8 +166,8 @@ def _move_last(
     places[here] = places[there]
     here, there = ((each[:, None] * unit + torch.arange(unit)).flatten() for each in (here, there))
     inverse[here] = inverse[there]
-    inverse[:, here] = inverse[:, there]
-    scaled[:, here] = scaled[:, there]
+    for matrix in (inverse, *by_input):
+        matrix[:, here] = matrix[:, there]
 
 
 def _remove_last(inverse: "torch.Tensor", scaled: "torch.Tensor", count: int) -> None:
