@@ -44,7 +44,9 @@ class FusionEntry(BaseModel):
         default=None, ge=0, description="Places it must take at least; all that a body of this shape has when left out."
     )
     keep: Literal["faster", "always"] = Field(
-        default="faster", description="`faster` leaves it out where it costs time on this machine; `always` does not ask."
+        default="faster",
+        description="`faster` leaves it out where it costs time on this machine, in the precision that the graph has here: "
+        "quantized later, what gained may cost. `always` does not ask.",
     )
 
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["Costs", "Pruner", "RoundResult"]
 
 # Texts on which the loss of a whole layer is tried; each layer takes a run of half the body over them.
-DROP_TEXTS = 64
+DROP_TEXTS = 24
 
 
 @dataclass(frozen=True)
