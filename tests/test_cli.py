@@ -271,7 +271,6 @@ def test_gate_times_both_artifacts_anew(make_artifact: Callable[..., Artifact], 
     # No process of this machine is a hundred times as slow as another.
     done = run("gate", *folders, "--retime", "--processes", "2", "--latency-limit", "100", "--json")
     document = json.loads(done.stdout)
-    # Milliseconds of 36 are in the records; these are of now.
     assert [check["about"] for check in document["checks"]] == ["latency, 8 tokens", "latency, 16 tokens"]
     assert {(check["change"]["n"], check["change"]["of"]) for check in document["checks"]} == {(2, "processes")}
     assert any("timed anew" in note for note in document["notes"])

@@ -18,7 +18,7 @@ from optbench.stages import Made, Stage
 from optbench.steps.base import StepReport
 from tests.conftest import accuracy_of
 
-RECIPE = Path(__file__).parent.parent / "recipes" / "minilm-l6.yaml"
+RECIPE = Path(__file__).parent.parent / "recipes" / "gte-large.yaml"
 
 
 @pytest.mark.parametrize("score", [0.0, -0.02])

@@ -163,7 +163,7 @@ def _move_last(
     import torch
 
     gone = set(chosen.tolist())
-    first = torch.tensor([place for place in gone if place < left - len(gone)], dtype=torch.long)
+    first = torch.tensor([place for place in sorted(gone) if place < left - len(gone)], dtype=torch.long)
     last = torch.tensor([place for place in range(left - len(gone), left) if place not in gone], dtype=torch.long)
     here, there = torch.cat([first, last]), torch.cat([last, first])
     places[here] = places[there]
