@@ -284,6 +284,13 @@ def test_gate_cannot_time_a_record_without_its_artifact(make_record: Callable[..
     assert "artifact" in done.stderr
 
 
+def test_gate_refuses_processes_where_nothing_is_timed(make_record: Callable[..., Record], tmp_path: Path) -> None:
+    path = str(write_record(make_record(), tmp_path))
+    done = run("gate", path, path, "--processes", "3")
+    assert done.returncode == 2
+    assert "--retime" in done.stderr
+
+
 def test_stability_of_a_small_artifact_is_shown_and_gated(make_artifact: Callable[..., Artifact]) -> None:
     folder = str(make_artifact(Kind.OPENVINO).path)
     shown = run("stability", folder, "--texts", "16", "--floor", "0.99", "--json")

@@ -11,6 +11,8 @@ from optbench.terminal import print_json, print_tables, print_warnings, watching
 
 __all__ = ["compare", "gate"]
 
+RETIME_PROCESSES = 12
+
 
 def compare(
     records: Annotated[list[Path], typer.Argument(metavar="RECORD|FOLDER...", help="Two or more; a folder gives its newest record.")],
@@ -51,7 +53,9 @@ def gate(
     retime: Annotated[
         bool, typer.Option("--retime", help="Time both artifacts anew, in alternation: OLD and NEW are folders with their weights.")
     ] = False,
-    processes: Annotated[int, typer.Option(min=2, max=1000, help="With --retime: how often each artifact is opened anew.")] = 12,
+    processes: Annotated[
+        int | None, typer.Option(min=2, max=1000, help="With --retime: how often each artifact is opened anew; 12 when left out.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Fail on a confirmed regression of latency or accuracy; exit status as that of a verdict."""
@@ -59,12 +63,14 @@ def gate(
     from optbench.gate import gate_table
     from optbench.record import find_record
 
+    if processes is not None and not retime:
+        raise typer.BadParameter("is used by --retime alone; add it, or leave this out", param_hint="--processes")
     judged = partial(judge_change, find_record(old), find_record(new), latency_limit=latency_limit, accuracy_limit=accuracy_limit)
     if retime:
         from optbench.adhoc import time_alternately
 
         with watching() as watch:
-            result = judged(retime=partial(time_alternately, (old, new), processes=processes, listener=watch))
+            result = judged(retime=partial(time_alternately, (old, new), processes=processes or RETIME_PROCESSES, listener=watch))
     else:
         result = judged()
     if as_json:
