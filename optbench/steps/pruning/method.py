@@ -16,7 +16,7 @@ from optbench.steps.pruning.allocation import Choice, LayerOptions, Part, alloca
 from optbench.steps.pruning.refit import Normal
 from optbench.steps.pruning.removal import RemovalCurve, order_removals
 from optbench.steps.pruning.rounding import foresee_rounding
-from optbench.steps.pruning.states import Batch, embed, finish_layer, layer_states, run_block, start
+from optbench.steps.pruning.states import Batch, embed, finish_layer, layer_context, layer_states, run_block, start
 from optbench.torch_model import encoder_layers, resize_layer
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ class Pruner:
         # And which of its heads and neurons each one still has.
         self.heads = [list(range(layer.heads)) for layer in encoder_layers(self.whole)]
         self.neurons = [list(range(layer.feed_forward)) for layer in encoder_layers(self.whole)]
-        self._wanted = [self._embeddings(self.whole, batch) for batch in self.batches]
+        self._wanted = [self._finish(self.whole, start(self.whole, batch), batch, 0) for batch in self.batches]
         if not all(bool(vectors.isfinite().all()) for vectors in self._wanted):
             raise StepError(f"{self.where}: the whole model's embeddings are not finite; its weights hold a NaN: fetch the model anew")
 
@@ -169,22 +169,16 @@ class Pruner:
             )
         predicted = sum(_error(option, choice) for option, choice in zip(options, choices, strict=True))
         dropped = self._remove(choices, curves)
-        self._refit(weights, choices, begin + 0.6 * span, 0.4 * span)
+        outputs = self._refit(weights, choices, begin + 0.6 * span, 0.4 * span)
         sizes = tuple((layer.heads, layer.feed_forward) for layer in encoder_layers(self.model))
-        return RoundResult(sizes, dropped, predicted, self.cosine())
+        return RoundResult(sizes, dropped, predicted, self._cosine(outputs))
 
-    def cosine(self) -> float:
-        """Mean cosine to the whole model over the calibration texts."""
+    def _cosine(self, outputs: "Sequence[torch.Tensor]") -> float:
+        """Mean cosine to the whole model over the calibration texts, from what the last layer gives for each batch."""
         import torch
 
-        values = [(self._embeddings(self.model, batch) * wanted).sum(1) for batch, wanted in zip(self.batches, self._wanted, strict=True)]
-        return float(torch.cat(values).mean())
-
-    def _embeddings(self, model: "PreTrainedModel", batch: Batch) -> "torch.Tensor":
-        import torch
-
-        with torch.no_grad():
-            return self._finish(model, start(model, batch), batch, 0)
+        vectors = [embed(*each, self.pooling) for each in zip(outputs, self.batches, strict=True)]
+        return float((torch.cat(vectors) * torch.cat(self._wanted)).sum(1).mean())
 
     def _finish(self, model: "PreTrainedModel", hidden: "torch.Tensor", batch: Batch, first: int) -> "torch.Tensor":
         """The embeddings of what layer `first` reads."""
@@ -300,8 +294,12 @@ class Pruner:
         self.origins = [self.origins[index] for index in kept]
         return dropped
 
-    def _refit(self, weights: "_TokenWeights", choices: Sequence[Choice], begin: float, span: float) -> None:
-        """Fit the linear parts of each layer in turn; the whole model runs beside it, one layer at a time."""
+    def _refit(self, weights: "_TokenWeights", choices: Sequence[Choice], begin: float, span: float) -> "list[torch.Tensor]":
+        """Fit the linear parts of each layer in turn; the whole model runs beside it, one layer at a time.
+
+        Returns:
+            What the last layer now gives for each batch.
+        """
         kept = [index for index, choice in enumerate(choices) if choice is not None]
         wholes, smalls = ([start(model, batch) for batch in self.batches] for model in (self.whole, self.model))
         at = 0
@@ -315,6 +313,7 @@ class Pruner:
             token_weights = [batch_weights[kept[place]] for batch_weights in weights]
             wholes, smalls = self._refit_layer(place, origin, wholes, smalls, token_weights)
             at += 1
+        return smalls
 
     def _refit_layer(
         self,
@@ -346,7 +345,7 @@ class Pruner:
             projections.add(residual, torch.cat(wanted, dim=1), first)
         projections.solve_into((layer.query, layer.key, layer.value), self.damping, f"{where} projections")
 
-        contexts = [layer_states(self.model, place, *each).context for each in zip(smalls, self.batches, strict=True)]
+        contexts = [layer_context(self.model, place, *each) for each in zip(smalls, self.batches, strict=True)]
         attention = Normal(layer.projection.in_features, layer.projection.out_features)
         for context, residual, target, (first, _) in zip(contexts, residuals, targets, weights, strict=True):
             attention.add(context, target.attention_sum - residual, first)

@@ -63,7 +63,7 @@ class Normal:
         # The bias is fitted freely.
         diagonal[-1] = 1e-9
         factor, failed = torch.linalg.cholesky_ex(self._moments + torch.diag(diagonal))
-        if failed or not torch.isfinite(factor).all() or not torch.isfinite(self._cross).all():
+        if failed or not (factor.sum() + self._cross.sum()).isfinite():
             raise StepError(f"{where}: its activations are not finite, or all alike; check the base's weights and the calibration texts")
         change = torch.cholesky_solve((self._cross - before @ self._moments).T, factor).T.float()
         with torch.no_grad():

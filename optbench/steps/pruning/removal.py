@@ -102,18 +102,17 @@ def _inverse(moments: "torch.Tensor", damping: float, where: str) -> "torch.Tens
     mean = float(damped.diagonal().mean())
     damped = damped + torch.eye(len(damped), dtype=torch.float64) * (damping * mean if mean > 0 else 1.0)
     factor, failed = torch.linalg.cholesky_ex(damped)
-    if failed or not torch.isfinite(factor).all():
+    if failed or not factor.sum().isfinite():
         raise StepError(
             f"{where}: the second moments of {len(moments)} inputs cannot be factored; give more calibration texts, or raise damping"
         )
     # The factor's condition is the root of the moments': from here on float32 is enough, and three times as fast.
-    return torch.cholesky_inverse(factor.float())
+    return torch.cholesky_inverse(factor.float()).contiguous()
 
 
 def _cheapest(inverse: "torch.Tensor", scaled: "torch.Tensor", saved: "torch.Tensor", unit: int, step: int) -> "tuple[torch.Tensor, float]":
     """The next `step` units, chosen one by one, and what they cost together."""
     import torch
-    from scipy.linalg import blas
 
     count = len(inverse) // unit
     if unit > 1:
@@ -124,21 +123,25 @@ def _cheapest(inverse: "torch.Tensor", scaled: "torch.Tensor", saved: "torch.Ten
     pool = (norms / inverse.diagonal() - saved[0] * norms - saved[1]).argsort(stable=True)[: POOL_FACTOR * step]
     by_weight, fixed = saved[:, pool].double().numpy()
     small, gram = inverse[pool][:, pool].double().numpy(), (scaled[:, pool].T @ scaled[:, pool]).double().numpy()
+    variances, squares = small.diagonal().copy(), gram.diagonal().copy()
+    # Of both matrices only the columns of those that go are brought up to date, as a pivoted Cholesky factorization does.
+    columns, shares, rows = (np.zeros((step, len(pool))) for _ in range(3))
     chosen: list[int] = []
     error = 0.0
-    # In BLAS, in place: hundreds of thousands of operations this small would spend their time waiting for torch's threads.
-    small, gram = (np.asfortranarray(matrix) for matrix in (small, gram))
-    for _ in range(min(step, len(pool))):
-        costs_of = gram.diagonal() / small.diagonal() - by_weight * gram.diagonal() - fixed
+    for turn in range(min(step, len(pool))):
+        costs_of = squares / variances - by_weight * squares - fixed
         costs_of[chosen] = np.inf
         first = int(costs_of.argmin())
         error += float(costs_of[first])
         # What stays makes up for the one that goes: u_i becomes u_i - u_first H^-1_first,i / H^-1_first,first.
-        share = small[first] / small[first, first]
-        row = gram[first] - 0.5 * gram[first, first] * share
-        for matrix, left, right in ((gram, share, row), (gram, row, share), (small, small[:, first].copy(), share)):
-            blas.dger(-1.0, left, right, a=matrix, overwrite_x=False, overwrite_y=False, overwrite_a=True)
-        small[first, first] = 1.0
+        column = small[first] - columns[:turn, first] @ columns[:turn]
+        share = column / column[first]
+        product = gram[first] - shares[:turn, first] @ rows[:turn] - rows[:turn, first] @ shares[:turn]
+        row = product - 0.5 * product[first] * share
+        columns[turn], shares[turn], rows[turn] = column / column[first] ** 0.5, share, row
+        variances -= column * share
+        squares -= 2 * share * row
+        variances[first] = 1.0
         chosen.append(first)
     return pool[chosen], error
 
@@ -169,7 +172,7 @@ def _move_last(
     places[here] = places[there]
     here, there = ((each[:, None] * unit + torch.arange(unit)).flatten() for each in (here, there))
     inverse[here] = inverse[there]
-    for matrix in (inverse, *by_input):
+    for matrix in (inverse[: left * unit], *by_input):
         matrix[:, here] = matrix[:, there]
 
 

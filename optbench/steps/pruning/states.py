@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-__all__ = ["Batch", "LayerStates", "embed", "finish_layer", "layer_states", "read_batches", "run_block", "start"]
+__all__ = ["Batch", "LayerStates", "embed", "finish_layer", "layer_context", "layer_states", "read_batches", "run_block", "start"]
 
 # Padded tokens of a batch: the attention scores of a batch and the gradients through a whole body stay small.
 BATCH_TOKENS = 1024
@@ -114,16 +114,21 @@ def _inputs_of(linear: Any, kept: "list[torch.Tensor]") -> Iterator[None]:
         handle.remove()
 
 
-def layer_states(model: "PreTrainedModel", index: int, hidden: "torch.Tensor", batch: Batch) -> LayerStates:
-    """Run one layer and keep what its linear layers read and give."""
+def layer_context(model: "PreTrainedModel", index: int, hidden: "torch.Tensor", batch: Batch) -> "torch.Tensor":
+    """What one layer's attention projection reads, (tokens, width), from what the layer reads, (texts, tokens, hidden)."""
     import torch
 
     block, layer = model.encoder.layer[index], encoder_layers(model)[index]
     contexts: list[torch.Tensor] = []
     with torch.no_grad(), _inputs_of(layer.projection, contexts):
         block.attention(hidden, batch.additive, *_position_bias(model, hidden))
-    context = contexts[0][batch.mask]
-    return finish_layer(layer, block, context, hidden[batch.mask])
+    return contexts[0][batch.mask]
+
+
+def layer_states(model: "PreTrainedModel", index: int, hidden: "torch.Tensor", batch: Batch) -> LayerStates:
+    """Run one layer and keep what its linear layers read and give."""
+    context = layer_context(model, index, hidden, batch)
+    return finish_layer(encoder_layers(model)[index], model.encoder.layer[index], context, hidden[batch.mask])
 
 
 def finish_layer(layer: EncoderLayer, block: Any, context: "torch.Tensor", residual: "torch.Tensor") -> LayerStates:
