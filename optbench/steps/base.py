@@ -83,7 +83,6 @@ class BaseStep(BaseModel, ABC):
         needs_calibration: whether it reads `context.calibration_texts`.
         needs_price: whether it calls `context.price`; its result then belongs to this machine, and so does its cache key.
         needs_base: whether it reads `context.base`, whose hash is then part of its cache key.
-        needs_judged: whether it reads `context.judged`; the texts are then part of its cache key.
         resumes: whether it keeps what it needs to go on after a kill in `context.unfinished`.
     """
 
@@ -96,8 +95,12 @@ class BaseStep(BaseModel, ABC):
     needs_calibration: ClassVar[bool] = False
     needs_price: ClassVar[bool] = False
     needs_base: ClassVar[bool] = False
-    needs_judged: ClassVar[bool] = False
     resumes: ClassVar[bool] = False
+
+    @property
+    def needs_judged(self) -> bool:
+        """Whether it reads `context.judged`; the texts are then part of its cache key."""
+        return False
 
     def files(self, folder: Path) -> Mapping[str, Path]:
         """Files that it reads besides its source, by the name the recipe gives them; their bytes are part of the cache key.

@@ -8,13 +8,13 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from optbench.artifact import Artifact
-from optbench.checkpoint import read_body, read_prompts
+from optbench.checkpoint import read_body
 from optbench.errors import StepError
 from optbench.steps.base import StepContext, StepReport
+from optbench.steps.texts import TextPaths, check_known, gather_texts, text_files
 from optbench.steps.training.distillation import distillation_loss, map_layers, teacher_vectors
 from optbench.steps.training.model import build_trainable, check_extra, torch_body, use_bf16
 from optbench.steps.training.step import Evaluations, HeldOut, LearningRate, TrainingStep, Warmup
-from optbench.steps.training.texts import check_known, check_not_judged, read_texts, text_files
 from optbench.steps.training.trainer import Trained, length_grouped, train
 from optbench.torch_model import save_torch_model
 from optbench.worker import peak_rss_bytes
@@ -36,13 +36,7 @@ class Distill(TrainingStep):
     needs_base: ClassVar[bool] = True
 
     step: Literal["distill"] = "distill"
-    texts: tuple[Path, ...] = Field(
-        default=(),
-        description=(
-            "More texts: .txt (a text a line), .jsonl (text, perhaps title), either perhaps .gz, or a BEIR folder, of which its test's "
-            "texts are left out; relative to the recipe."
-        ),
-    )
+    texts: TextPaths = ()
     max_texts: int = Field(default=200_000, ge=16, description="At most so many texts of each source, drawn with the seed.")
     epochs: int = Field(default=3, ge=1, le=1000, description="Passes over the texts, if the minutes allow.")
     batch: int = Field(default=64, ge=1, le=4096, description="Texts a step.")
@@ -121,17 +115,12 @@ class Distill(TrainingStep):
 
     def _texts(self, source: Artifact, context: StepContext) -> tuple[list[str], float]:
         """The texts in the order of the seed, and the share of their tokens that the vocabulary lacks."""
-        prompts = read_prompts(source.path)
-        found = [*context.calibration_texts]
-        for path in self.texts:
-            found += read_texts(context.folder / path, prompts, self.max_texts, self.seed)
-        texts = list(dict.fromkeys(text for text in found if text.strip()))
+        texts = gather_texts(self.texts, source.path, context, self.max_texts, self.seed)
         if len(texts) < 2 * HELD_OUT_MIN:
             raise StepError(
                 f"{source.path}: {len(texts)} texts to distill on, at least {2 * HELD_OUT_MIN} are wanted (thousands recover something): "
                 "name files in texts, or raise calibration.texts in the recipe"
             )
-        check_not_judged(texts, prompts, context.judged)
         random.Random(self.seed).shuffle(texts)  # noqa: S311  # an order, not a secret
         return texts, check_known(source.path, texts)
 

@@ -17,6 +17,7 @@ from optbench.steps.base import BaseStep, StepContext, StepReport
 from optbench.steps.pruning.latency import LayerTimes
 from optbench.steps.pruning.method import Costs, Pruner
 from optbench.steps.pruning.states import read_batches
+from optbench.steps.texts import TextPaths, gather_texts, text_files
 from optbench.torch_model import load_torch_model, save_torch_model
 
 __all__ = ["PruneStructured"]
@@ -30,11 +31,12 @@ class PruneStructured(BaseStep):
 
     The budget is one of `keep_flops`, `latency_ratio` and `latency_ms`. A latency is that of the body as the recipe's further
     steps finish it, on this machine, from times of its layers that are measured once and kept.
+    What stays is fitted to the recipe's calibration texts and those of `texts`, none of which a task may ask or judge.
     """
 
     takes: ClassVar[frozenset[Kind]] = frozenset({Kind.CHECKPOINT})
     gives: ClassVar[Kind] = Kind.CHECKPOINT
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers", "tokenizers", "numpy")
     needs_calibration: ClassVar[bool] = True
 
@@ -51,7 +53,9 @@ class PruneStructured(BaseStep):
     probes: int = Field(default=1, ge=1, le=64, description="Random directions of each text's embedding whose gradients weigh the errors.")
     drop_layers: bool = Field(default=True, description="Whether whole layers may go.")
     int8: bool = Field(default=False, description="The model will run in static int8: a unit that goes takes its rounding error along.")
-    seed: int = Field(default=0, ge=0, description="Of the random directions.")
+    texts: TextPaths = ()
+    max_texts: int = Field(default=1000, ge=1, description="At most so many texts of each source; time goes with them.")
+    seed: int = Field(default=0, ge=0, description="Of the random directions, and of the texts that are drawn.")
 
     @model_validator(mode="after")
     def _one_budget(self) -> Self:
@@ -61,6 +65,15 @@ class PruneStructured(BaseStep):
         if (self.latency_ms is not None and self.at_tokens is None) or (self.keep_flops is not None and self.at_tokens is not None):
             raise ValueError("at_tokens says at which length latency_ms holds: give both, and neither with keep_flops")
         return self
+
+    @property
+    def needs_judged(self) -> bool:
+        """Only where texts are named: what a task gives to calibrate on is apart from its test."""
+        return bool(self.texts)
+
+    def files(self, folder: Path) -> Mapping[str, Path]:
+        """The files of `texts`."""
+        return {f"{path}: {name}": file for path in self.texts for name, file in text_files(folder / path).items()}
 
     @property
     def needs_layer_times(self) -> bool:
@@ -106,7 +119,8 @@ class PruneStructured(BaseStep):
 
         Raises:
             BaseModelError: the checkpoint is not whole.
-            StepError: too few calibration texts, a budget out of reach, or activations that are not finite.
+            TaskError: a file of texts that cannot be read.
+            StepError: too few texts, texts of the test, a budget out of reach, or activations that are not finite.
             MachineError: it could not be written.
         """
         import torch
@@ -115,7 +129,8 @@ class PruneStructured(BaseStep):
         description = describe(source.path)
         costs, budget = self.budget(description.body, context.layer_times)
         total = costs.total(description.body.sizes)
-        batches = read_batches(source.path, context.calibration_texts, where, TEXTS_MIN)
+        texts = gather_texts(self.texts, source.path, context, self.max_texts, self.seed)
+        batches = read_batches(source.path, texts, where, TEXTS_MIN)
         free_disk(out, source.size_bytes, "the pruned checkpoint")
         torch.set_num_threads(context.machine.usable_threads)
         context.progress("loading the checkpoint", None)

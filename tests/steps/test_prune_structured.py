@@ -1,5 +1,6 @@
 """prune_structured: within its budget, nearer to the whole model than a plain cut, and an ordinary checkpoint afterwards."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,13 @@ from optbench.artifact import Artifact, Kind, hash_file, open_artifact, seal
 from optbench.checkpoint import read_body
 from optbench.errors import StepError
 from optbench.machine import read_machine
-from optbench.plan import Cache, layer_times_path, make_plan
+from optbench.plan import Cache, layer_times_path, make_plan, step_key
 from optbench.recipe_file import load_recipe
 from optbench.steps.base import StepContext, StepReport
 from optbench.steps.prune_structured import PruneStructured
 from optbench.steps.pruning.latency import LayerTimes
+from optbench.tasks import JudgedTexts
+from optbench.tasks.judged import normalize_text
 from optbench.tokenizer import encode_batch, load_tokenizer
 from optbench.torch_model import build_module, encoder_layers, load_torch_model, resize_layer, save_torch_model
 
@@ -89,6 +92,31 @@ def test_pruned_model_is_nearer_to_the_whole_one_than_a_plain_cut(
 def test_same_seed_gives_the_same_bytes(tmp_path: Path, pruned: tuple[Path, StepReport], source: Artifact) -> None:
     prune(source, tmp_path / "again", keep_flops=0.6, drop_layers=False)
     assert hash_file(tmp_path / "again" / "model.safetensors") == hash_file(pruned[0] / "model.safetensors")
+
+
+def test_texts_of_files_are_calibrated_on_and_hang_the_key_on_what_is_judged(tmp_path: Path, source: Artifact) -> None:
+    (tmp_path / "more.txt").write_text("\n".join(TEXTS[10:]), encoding="utf-8")
+    (tmp_path / "out").mkdir()
+    context = StepContext(scratch=tmp_path, machine=read_machine(), calibration_texts=TEXTS[:20], folder=tmp_path)
+    step = PruneStructured(keep_flops=0.6, round_to=8, texts=(Path("more.txt"),))
+    report = step.run(source, tmp_path / "out", context)
+    assert report.facts["calibration_texts"] == len(set(TEXTS))
+
+    (tmp_path / "again").mkdir()
+    judged = dataclasses.replace(context, judged=JudgedTexts(queries={normalize_text(TEXTS[-1].upper()): "shop"}))
+    with pytest.raises(StepError, match="is in the test of shop"):
+        step.run(source, tmp_path / "again", judged)
+    assert list((tmp_path / "again").iterdir()) == []
+
+    def key(each: PruneStructured, judged_sha256: str) -> str:
+        return step_key(each, source.sha256, context.machine, TEXTS, {}, tmp_path, judged_sha256=judged_sha256)
+
+    alone = step.model_copy(update={"texts": ()})
+    assert key(alone, "one task") == key(alone, "another")
+    before = key(step, "one task")
+    assert before != key(step, "another")
+    (tmp_path / "more.txt").write_text("\n".join(TEXTS), encoding="utf-8")
+    assert key(step, "one task") != before
 
 
 def test_layer_that_does_nothing_is_dropped(tmp_path: Path, source: Artifact) -> None:

@@ -23,7 +23,6 @@ class TrainingStep(BaseStep, ABC):
     takes: ClassVar[frozenset[Kind]] = frozenset({Kind.CHECKPOINT})
     gives: ClassVar[Kind] = Kind.CHECKPOINT
     libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers", "sentence-transformers", "accelerate", "tokenizers")
-    needs_judged: ClassVar[bool] = True
     resumes: ClassVar[bool] = True
 
     minutes: float | None = Field(
@@ -41,3 +40,8 @@ class TrainingStep(BaseStep, ABC):
     patience: int = Field(default=3, ge=1, description="Looks without a gain after which a training stops.")
     precision: Literal["auto", "fp32", "bf16"] = Field(default="auto", description="Arithmetic; auto is bf16 where the CPU multiplies it.")
     seed: int = Field(default=0, ge=0, description="Of everything that is drawn.")
+
+    @property
+    def needs_judged(self) -> bool:
+        """Always: what is tested must not be learnt."""
+        return True

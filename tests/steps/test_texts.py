@@ -9,7 +9,7 @@ import pytest
 from optbench.artifact import Artifact
 from optbench.checkpoint import Prompts
 from optbench.errors import StepError
-from optbench.steps.training.texts import check_known, check_not_judged, read_texts, text_files
+from optbench.steps.texts import check_known, check_not_judged, read_texts, text_files
 from optbench.tasks import JudgedTexts, Sts, judged_texts
 from optbench.tasks.beir import Beir
 

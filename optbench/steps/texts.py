@@ -1,12 +1,15 @@
-"""Texts to train on: read from files, kept apart from what the tasks test, and looked at before hours are spent on them."""
+"""Texts to train or calibrate on: read from files, kept apart from what the tasks test, and looked at before hours are spent on them."""
 
 import random
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from optbench.checkpoint import Prompts
+from pydantic import Field
+
+from optbench.checkpoint import Prompts, read_prompts
 from optbench.errors import StepError
+from optbench.steps.base import StepContext
 from optbench.tasks import Beir, JudgedTexts, judged_texts
 from optbench.tasks.corpus import find_corpus, read_corpus
 from optbench.tokenizer import load_tokenizer
@@ -14,7 +17,17 @@ from optbench.tokenizer import load_tokenizer
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-__all__ = ["check_known", "check_not_judged", "read_texts", "text_files"]
+__all__ = ["TextPaths", "check_known", "check_not_judged", "gather_texts", "read_texts", "text_files"]
+
+TextPaths = Annotated[
+    tuple[Path, ...],
+    Field(
+        description=(
+            "More texts: .txt (a text a line), .jsonl (text, perhaps title), either perhaps .gz, or a BEIR folder, of which its test's "
+            "texts are left out; relative to the recipe."
+        )
+    ),
+]
 
 # all-MiniLM-L6-v2 on English product titles: 0.1 % unknown tokens; on Thai or Amharic, which its vocabulary lacks: above 60 %.
 UNKNOWN_SHARE_MAX = 0.2
@@ -62,6 +75,29 @@ def read_texts(path: Path, prompts: Prompts, count: int, seed: int) -> list[str]
     generator = random.Random(seed)  # noqa: S311  # a draw, not a secret
     drawn = generator.sample(distinct, min(count, len(distinct)))
     return [generator.choice((prompts.query, prompts.document)) + text for text in drawn]
+
+
+def gather_texts(paths: Sequence[Path], source: Path, context: StepContext, count: int, seed: int) -> list[str]:
+    """The calibration texts and those of `paths`, each once, with the prompts of the checkpoint `source` in front.
+
+    Args:
+        paths: as `read_texts` takes them, relative to the recipe.
+        source: the checkpoint that will read them.
+        context: of the step.
+        count: how many of each path at most.
+        seed: of the draws.
+
+    Raises:
+        TaskError: a path that is not what it should be.
+        StepError: a path without text, or a text of the test.
+    """
+    prompts = read_prompts(source)
+    found = [*context.calibration_texts]
+    for path in paths:
+        found += read_texts(context.folder / path, prompts, count, seed)
+    texts = list(dict.fromkeys(text for text in found if text.strip()))
+    check_not_judged(texts, prompts, context.judged)
+    return texts
 
 
 def check_not_judged(texts: Sequence[str], prompts: Prompts, judged: JudgedTexts) -> None:
