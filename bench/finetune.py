@@ -29,7 +29,7 @@ from optbench.measure.accuracy import accuracy_change, measure_accuracy
 from optbench.steps.base import StepContext
 from optbench.steps.finetune import Finetune
 from optbench.tasks import JudgedTexts, RetrievalData, parse_task
-from optbench.tasks.judged import normalize_text
+from optbench.tasks.base import normalize_text
 from optbench.tokenizer import encode_batch, load_tokenizer
 from optbench.torch_model import build_module
 

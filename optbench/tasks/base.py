@@ -26,6 +26,7 @@ __all__ = [
     "draw",
     "files_of",
     "load_tasks",
+    "normalize_text",
     "open_lines",
     "read_text",
     "shorten_to_queries",
@@ -235,13 +236,13 @@ def spare_texts(data: RetrievalData, n: int, seed: int, where: str, queries: Ite
     Raises:
         TaskError: every document is judged.
     """
-    judged = {data.documents[document] for grades in data.relevance.values() for document in grades}
+    judged = {normalize_text(data.documents[document]) for grades in data.relevance.values() for document in grades}
     asked = set(data.queries.values())
     # Every text of a corpus larger than memory would not fit: a sample of ids stands for it.
     names = list(data.documents)
     sampled = random.Random(seed).sample(names, min(len(names), SAMPLED_DOCUMENTS))  # noqa: S311  # a draw, not a secret
     chosen = set(sampled)
-    unjudged = [text for text in (data.documents[name] for name in names if name in chosen) if text not in judged]
+    unjudged = [text for text in (data.documents[name] for name in names if name in chosen) if normalize_text(text) not in judged]
     documents = draw(unjudged, n, seed, without=asked)
     if not documents:
         raise TaskError(f"{where}: every document is judged, so none is left to calibrate on; name another task")
@@ -254,10 +255,15 @@ def spare_texts(data: RetrievalData, n: int, seed: int, where: str, queries: Ite
     return CalibrationTexts(spare, documents, f"{note}no queries to spare: {len(spare)} beginnings of unjudged documents instead")
 
 
+def normalize_text(text: str) -> str:
+    """Case and white space apart, two texts are the same text."""
+    return " ".join(text.casefold().split())
+
+
 def draw(texts: Iterable[str], n: int, seed: int, *, without: Iterable[str] = ()) -> tuple[str, ...]:
-    """Draw at most `n` distinct texts that are not among `without`; the same seed draws the same ones on any machine."""
-    excluded = set(without)
-    pool = [text for text in dict.fromkeys(texts) if text.strip() and text not in excluded]
+    """Draw at most `n` distinct texts that are not among `without`, in whatever case; a seed draws the same ones on any machine."""
+    excluded = {normalize_text(text) for text in without}
+    pool = [text for text in dict.fromkeys(texts) if text.strip() and (not excluded or normalize_text(text) not in excluded)]
     return tuple(random.Random(seed).sample(pool, min(n, len(pool))))  # noqa: S311  # a draw, not a secret
 
 

@@ -5,9 +5,9 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from optbench.tasks.base import BaseTask, PairData, load_tasks
+from optbench.tasks.base import BaseTask, PairData, load_tasks, normalize_text
 
-__all__ = ["JudgedTexts", "judged_texts", "normalize_text"]
+__all__ = ["JudgedTexts", "judged_texts"]
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,6 @@ class JudgedTexts:
     def find(self, text: str) -> str | None:
         """The task that asks or judges `text`; None where none does."""
         return self.find_query(text) or self.documents.get(normalize_text(text))
-
-
-def normalize_text(text: str) -> str:
-    """Case and white space apart, two texts are the same text."""
-    return " ".join(text.casefold().split())
 
 
 def judged_texts(tasks: Iterable[BaseTask]) -> JudgedTexts:

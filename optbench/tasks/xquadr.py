@@ -82,12 +82,12 @@ class XquadR(BaseTask):
         data = self.load()
         answers = {document for judged in data.relevance.values() for document in judged}
         spare = [text for document, text in data.documents.items() if document not in answers]
-        asked = set(data.queries.values())
-        documents = draw(spare, n, seed, without=asked)
+        tested = {*data.queries.values(), *(data.documents[document] for document in answers)}
+        documents = draw(spare, n, seed, without=tested)
         if not documents:
             raise TaskError(f"{self.path}: every sentence answers a question, so none is left to calibrate on; name another task")
         lengths = [len(question.split()) for question in data.queries.values()]
-        queries = shorten_to_queries(spare, lengths, n, seed, without=asked)
+        queries = shorten_to_queries(spare, lengths, n, seed, without=tested)
         note = f"{len(documents)} sentences of {self.name} that answer nothing; {len(queries)} beginnings of such sentences as queries"
         return CalibrationTexts(queries, documents, note)
 

@@ -20,7 +20,7 @@ from optbench.steps.base import StepContext, StepReport
 from optbench.steps.prune_structured import PruneStructured
 from optbench.steps.pruning.latency import LayerTimes
 from optbench.tasks import JudgedTexts
-from optbench.tasks.judged import normalize_text
+from optbench.tasks.base import normalize_text
 from optbench.tokenizer import encode_batch, load_tokenizer
 from optbench.torch_model import build_module, encoder_layers, load_torch_model, resize_layer, save_torch_model
 

@@ -100,6 +100,17 @@ def test_calibration_without_spare_queries_cuts_documents_to_query_length_and_sa
     assert "no queries to spare" in spare.note
 
 
+def test_calibration_leaves_out_what_is_tested_in_whatever_case(tmp_path: Path) -> None:
+    twins = [
+        {"_id": "d5", "title": "OAK desk  with a Drawer", "text": ""},
+        {"_id": "d6", "title": "Quiet Mouse for homes", "text": ""},
+    ]
+    write_folder(tmp_path, corpus=[*CORPUS, *twins], qrels=QRELS + "q3\td3\t1\n")
+    spare = Beir(path=tmp_path).calibration_texts(10)
+    assert set(spare.documents) == {"Desk lamp warm light for reading", "Quiet Mouse for homes"}
+    assert set(spare.queries) == {"Desk lamp"}
+
+
 def test_calibration_refuses_a_folder_whose_documents_are_all_judged(tmp_path: Path) -> None:
     write_folder(tmp_path, qrels=QRELS + "q1\td4\t0\n")
     with pytest.raises(TaskError, match="every document is judged"):
