@@ -161,10 +161,13 @@ def test_more_threads_than_openvino_runs_is_an_error(make_artifact: Callable[...
         open_engine(make_artifact(Kind.OPENVINO), threads=1000)
 
 
-@pytest.mark.skipif("avx512_fp16" in read_machine().flags, reason="this CPU multiplies f16")
 def test_precision_that_openvino_would_swap_for_another_is_an_error(make_artifact: Callable[..., Artifact]) -> None:
+    artifact = make_artifact(Kind.OPENVINO)
+    if "avx512_fp16" in read_machine().flags:
+        open_engine(artifact, inference_precision="f16").close()
+        return
     with pytest.raises(EngineError, match=r"OpenVINO runs (bf16|f32) on this CPU, not f16; set inference_precision to f32"):
-        open_engine(make_artifact(Kind.OPENVINO), inference_precision="f16")
+        open_engine(artifact, inference_precision="f16")
 
 
 @pytest.mark.parametrize("content", [b"<net", b"no graph at all", b""])
