@@ -31,7 +31,7 @@ class Distill(TrainingStep):
     are. A part of the texts is held out and decides which weights are kept. A run that was killed goes on from its last checkpoint.
     """
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     needs_calibration: ClassVar[bool] = True
     needs_base: ClassVar[bool] = True
 
@@ -74,6 +74,9 @@ class Distill(TrainingStep):
             raise StepError(f"{source.path}: embeddings of {body.hidden} numbers cannot follow a base of {whole.hidden}; keep its width")
         layers = map_layers(body.layers, whole.layers, self.layer_map)
         texts, unknown = self._texts(source, context)
+        count = min(max(HELD_OUT_MIN, int(self.held_out * len(texts))), HELD_OUT_MAX)
+        # Batches of like length: padded as they come, the held-out texts took most of a training's time.
+        texts[:count] = sorted(texts[:count], key=len)
         bf16 = use_bf16(self.precision, context.machine)
         folder = context.unfinished or context.scratch
 
@@ -86,7 +89,6 @@ class Distill(TrainingStep):
         if self.hidden_weight == 0 and self.relation_weight == 0:
             vectors = teacher_vectors(teacher, texts, folder / "teacher.npy", 4 * self.batch, bf16, context.progress)
         loss = distillation_loss(student, teacher, texts, vectors, layers, weights)
-        count = min(max(HELD_OUT_MIN, int(self.held_out * len(texts))), HELD_OUT_MAX)
         lengths = [sum(row.attention_mask) for row in student[0].tokenizer.encode_batch_fast(texts[count:])]
         trained = train(
             student,
