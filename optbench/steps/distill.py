@@ -11,7 +11,7 @@ from optbench.artifact import Artifact
 from optbench.checkpoint import read_body
 from optbench.errors import StepError
 from optbench.steps.base import StepContext, StepReport
-from optbench.steps.texts import TextPaths, check_known, gather_texts, text_files
+from optbench.steps.texts import TextPaths, check_known, files_of_texts, gather_texts
 from optbench.steps.training.distillation import distillation_loss, map_layers, teacher_vectors
 from optbench.steps.training.model import build_trainable, check_extra, torch_body, use_bf16
 from optbench.steps.training.step import Evaluations, HeldOut, LearningRate, TrainingStep, Warmup
@@ -55,7 +55,7 @@ class Distill(TrainingStep):
 
     def files(self, folder: Path) -> Mapping[str, Path]:
         """The files of `texts`."""
-        return {f"{path}: {name}": file for path in self.texts for name, file in text_files(folder / path).items()}
+        return files_of_texts(self.texts, folder)
 
     def run(self, source: Artifact, out: Path, context: StepContext) -> StepReport:
         """Train `source` towards `context.base`.

@@ -17,7 +17,7 @@ from optbench.steps.base import BaseStep, StepContext, StepReport
 from optbench.steps.pruning.latency import LayerTimes
 from optbench.steps.pruning.method import Costs, Pruner
 from optbench.steps.pruning.states import read_batches
-from optbench.steps.texts import TextPaths, gather_texts, text_files
+from optbench.steps.texts import TextPaths, files_of_texts, gather_texts
 from optbench.torch_model import load_torch_model, save_torch_model
 
 __all__ = ["PruneStructured"]
@@ -30,8 +30,8 @@ class PruneStructured(BaseStep):
     """Remove heads, feed-forward neurons and layers of a checkpoint, and refit what stays.
 
     The budget is one of `keep_flops`, `latency_ratio` and `latency_ms`. A latency is that of the body as the recipe's further
-    steps finish it, on this machine, from times of its layers that are measured once and kept.
-    What stays is fitted to the recipe's calibration texts and those of `texts`, none of which a task may ask or judge.
+    steps finish it, on this machine, from times of its layers that are measured once and kept. What stays is fitted to
+    the recipe's calibration texts and those of `texts`, none of which a task may ask or judge.
     """
 
     takes: ClassVar[frozenset[Kind]] = frozenset({Kind.CHECKPOINT})
@@ -73,7 +73,7 @@ class PruneStructured(BaseStep):
 
     def files(self, folder: Path) -> Mapping[str, Path]:
         """The files of `texts`."""
-        return {f"{path}: {name}": file for path in self.texts for name, file in text_files(folder / path).items()}
+        return files_of_texts(self.texts, folder)
 
     @property
     def needs_layer_times(self) -> bool:

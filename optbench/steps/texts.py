@@ -17,7 +17,7 @@ from optbench.tokenizer import load_tokenizer
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-__all__ = ["TextPaths", "check_known", "check_not_judged", "gather_texts", "read_texts", "text_files"]
+__all__ = ["TextPaths", "check_known", "check_not_judged", "files_of_texts", "gather_texts", "read_texts", "text_files"]
 
 TextPaths = Annotated[
     tuple[Path, ...],
@@ -45,6 +45,15 @@ def text_files(path: Path) -> dict[str, Path]:
         return {path.name: find_corpus(path)}
     beside = [path / name for name in ("queries.jsonl", "queries.jsonl.gz", "qrels/test.tsv")]
     return {str(file.relative_to(path)): file for file in (find_corpus(path), *beside) if file.is_file()}
+
+
+def files_of_texts(paths: Sequence[Path], folder: Path) -> dict[str, Path]:
+    """The files that a step with these texts reads, by path as the recipe has it and name; paths are relative to `folder`.
+
+    Raises:
+        TaskError: one is missing.
+    """
+    return {f"{path}: {name}": file for path in paths for name, file in text_files(folder / path).items()}
 
 
 def read_texts(path: Path, prompts: Prompts, count: int, seed: int) -> list[str]:

@@ -263,7 +263,7 @@ def normalize_text(text: str) -> str:
 def draw(texts: Iterable[str], n: int, seed: int, *, without: Iterable[str] = ()) -> tuple[str, ...]:
     """Draw at most `n` distinct texts that are not among `without`, in whatever case; a seed draws the same ones on any machine."""
     excluded = {normalize_text(text) for text in without}
-    pool = [text for text in dict.fromkeys(texts) if text.strip() and (not excluded or normalize_text(text) not in excluded)]
+    pool = [text for text in dict.fromkeys(texts) if text.strip() and normalize_text(text) not in excluded]
     return tuple(random.Random(seed).sample(pool, min(n, len(pool))))  # noqa: S311  # a draw, not a secret
 
 
