@@ -12,6 +12,7 @@ from hypothesis import settings
 
 from optbench.artifact import Artifact, Kind, Weights, seal
 from optbench.checkpoint import Body, Description, Prompts, write_layout
+from optbench.engines.onednn import stay_off_amx
 from optbench.machine import read_machine
 from optbench.measure.accuracy import AccuracyResult
 from optbench.measure.footprint import MemorySample
@@ -25,6 +26,8 @@ from optbench.steps.export_onnx import ExportOnnx
 # How long an example takes is no property of the code on a machine that runs a second test beside it.
 settings.register_profile("suite", deadline=None)
 settings.load_profile("suite")
+# Tests compile graphs by hand too, before an engine would see to it.
+stay_off_amx()
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 # What the tiny models' tokenizer knows.

@@ -1,12 +1,18 @@
 """oneDNN's switch that makes one CPU run as a smaller one would: what OpenVINO and torch share."""
 
+import os
 from types import MappingProxyType
 from typing import get_args
 
 from optbench.errors import EngineError
 from optbench.machine import Isa, Machine, read_machine
 
-__all__ = ["BF16_ISAS", "max_isa_environment"]
+__all__ = ["BELOW_AMX", "BF16_ISAS", "MAX_ISA", "max_isa_environment", "stay_off_amx"]
+
+MAX_ISA = "ONEDNN_MAX_CPU_ISA"
+"""The variable that oneDNN reads once, when a process first asks it for a kernel."""
+BELOW_AMX = "AVX512_CORE_FP16"
+"""All that a CPU with AMX has, but AMX."""
 
 # Linux's flag that the set adds. oneDNN cuts the asked set with what the CPU has and says nothing: AVX2_VNNI on a Zen 4 or an
 # Ice Lake, which have VNNI in its 512-bit form only, runs plain AVX2, on which int8 is slower than fp32.
@@ -40,4 +46,21 @@ def max_isa_environment(isa: Isa, machine: Machine | None = None) -> dict[str, s
         able = ", ".join(name for name in get_args(Isa) if _NEEDS[name] in flags) or "none of them"
         raise EngineError(f"isa {isa}: this CPU lacks {_NEEDS[isa]}, so it cannot run as one that has it; it can run as {able}")
     # oneDNN spells this one without the underscore, and ignores what it does not know.
-    return {"ONEDNN_MAX_CPU_ISA": "SSE41" if isa == "sse4_1" else isa.upper()}
+    return {MAX_ISA: "SSE41" if isa == "sse4_1" else isa.upper()}
+
+
+def stay_off_amx(machine: Machine | None = None) -> bool:
+    """Hold the oneDNN of this process, if it has not begun, to what a CPU has below AMX; a `ONEDNN_MAX_CPU_ISA` that is set stays.
+
+    OpenVINO 2026.1 to 2026.4 runs int8 products of dynamic shape wrongly on AMX: it crashes (its issue 37577), or a real model's
+    embeddings have a cosine of 0.78 to the right ones. fp32 does not use AMX.
+
+    Args:
+        machine: this machine, unless a test has another.
+
+    Returns:
+        whether it is to be held off AMX: the CPU has it, and nobody else set the variable.
+    """
+    if not (machine or read_machine()).has_amx:
+        return False
+    return os.environ.setdefault(MAX_ISA, BELOW_AMX) == BELOW_AMX

@@ -10,7 +10,7 @@ from pydantic import Field, field_validator
 from optbench.artifact import Artifact, Kind
 from optbench.checkpoint import Body, read_body
 from optbench.engines.base import BaseEngine, Session
-from optbench.engines.onednn import BF16_ISAS, max_isa_environment
+from optbench.engines.onednn import BELOW_AMX, BF16_ISAS, MAX_ISA, max_isa_environment, stay_off_amx
 from optbench.errors import BaseModelError, EngineError
 from optbench.machine import Isa, usable_threads
 
@@ -122,9 +122,12 @@ class OpenVino(BaseEngine):
         """Compile a graph, and make sure that OpenVINO took the options rather than others that it likes better.
 
         Raises:
-            EngineError: it cannot be compiled, or an option was not taken.
+            EngineError: it cannot be compiled, an option was not taken, or AMX would spoil its int8 products.
         """
         import openvino
+
+        integer = any(node.get_type_name() == "FakeQuantize" for node in model.get_ops())
+        off_amx = (integer or self.inference_precision == "f32") and stay_off_amx()
 
         wanted: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY",
@@ -148,6 +151,11 @@ class OpenVino(BaseEngine):
         if taken["INFERENCE_PRECISION_HINT"] != wanted["INFERENCE_PRECISION_HINT"]:
             found = taken["INFERENCE_PRECISION_HINT"].get_type_name()
             raise EngineError(f"{name}: OpenVINO runs {found} on this CPU, not {self.inference_precision}; set inference_precision to f32")
+        if integer and off_amx and "AMX" in compiled.get_property("RUNTIME_REQUIREMENTS"):
+            raise EngineError(
+                f"{name}: OpenVINO runs int8 on AMX in this process, which gives wrong results for inputs of any length; "
+                f"set {MAX_ISA}={BELOW_AMX} before it starts"
+            )
         if self.threads is not None and taken["INFERENCE_NUM_THREADS"] != self.threads:
             raise EngineError(
                 f"{name}: OpenVINO runs {taken['INFERENCE_NUM_THREADS']} threads here, not {self.threads}; lower threads to what "

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 
 from optbench.artifact import Artifact, Kind
 from optbench.engines import BaseEngine, Engine, OnnxRuntime, OpenVino, Session, Torch, default_engine
-from optbench.engines.onednn import max_isa_environment
+from optbench.engines.onednn import MAX_ISA, max_isa_environment, stay_off_amx
 from optbench.errors import EngineError
 from optbench.machine import Machine, read_machine
 
@@ -147,6 +147,27 @@ def test_cpu_with_vnni_only_in_512_bits_cannot_stand_in_for_avx2_vnni() -> None:
     zen4 = machine_with("sse4_1", "avx2", "avx512bw", "avx512vl", "avx512_vnni", "avx512_bf16")
     with pytest.raises(EngineError, match=r"lacks avx_vnni.*it can run as sse4_1, avx2, avx512_core, avx512_core_vnni, avx512_core_bf16"):
         max_isa_environment("avx2_vnni", zen4)
+
+
+@pytest.mark.parametrize(
+    ("flags", "before", "held", "after"),
+    [
+        (("avx512_vnni", "amx_int8"), None, True, "AVX512_CORE_FP16"),
+        (("avx512_vnni", "amx_int8"), "AVX512_CORE_AMX", False, "AVX512_CORE_AMX"),
+        (("avx512_vnni",), None, False, None),
+    ],
+    ids=["amx", "amx wanted", "no amx"],
+)
+def test_process_stays_off_amx_unless_it_was_told_otherwise(
+    monkeypatch: pytest.MonkeyPatch, flags: tuple[str, ...], before: str | None, held: bool, after: str | None
+) -> None:
+    monkeypatch.setenv(MAX_ISA, "")  # so that it is as it was after the test
+    monkeypatch.delenv(MAX_ISA)
+    if before is not None:
+        monkeypatch.setenv(MAX_ISA, before)
+    assert stay_off_amx(machine_with(*flags)) is held
+    assert stay_off_amx(machine_with(*flags)) is held
+    assert os.environ.get(MAX_ISA) == after
 
 
 def test_onnxruntime_says_that_it_cannot_be_held_to_an_isa() -> None:

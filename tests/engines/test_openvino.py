@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +155,29 @@ def test_a_quota_limits_the_threads(make_artifact: Callable[..., Artifact], monk
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
     monkeypatch.setattr(engine_module, "usable_threads", lambda: 1)
     assert compiled_properties(make_artifact(Kind.OPENVINO), "INFERENCE_NUM_THREADS") == [1]
+
+
+@pytest.mark.parametrize(("integer", "held", "refused"), [(True, True, True), (True, False, False), (False, True, False)])
+def test_int8_on_amx_is_refused_where_it_came_too_late(monkeypatch: pytest.MonkeyPatch, integer: bool, held: bool, refused: bool) -> None:
+    import openvino
+    from openvino import opset13
+
+    class OnAmx:
+        def get_property(self, name: str) -> Any:
+            isa = "meta=1.0;isa=Intel AVX-512 with float16, Intel DL Boost and bfloat16 support and Intel AMX with 8-bit integer support"
+            return {"RUNTIME_REQUIREMENTS": isa, "INFERENCE_PRECISION_HINT": openvino.Type.f32, "INFERENCE_NUM_THREADS": 1}[name]
+
+    class CpuWithAmx:
+        def compile_model(self, *_: object) -> OnAmx:
+            return OnAmx()
+
+    parameter = opset13.parameter([-1], np.float32)
+    rounded = opset13.fake_quantize(parameter, np.float32(0), np.float32(1), np.float32(0), np.float32(1), 256)
+    model = openvino.Model([rounded if integer else opset13.relu(parameter)], [parameter])
+    monkeypatch.setattr(openvino, "Core", CpuWithAmx)
+    monkeypatch.setattr(engine_module, "stay_off_amx", lambda: held)
+    with pytest.raises(EngineError, match="set ONEDNN_MAX_CPU_ISA=AVX512_CORE_FP16 before") if refused else nullcontext():
+        OpenVino().compile(model, "test")
 
 
 def test_more_threads_than_openvino_runs_is_an_error(make_artifact: Callable[..., Artifact]) -> None:
