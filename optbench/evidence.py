@@ -224,8 +224,12 @@ def time_stages(
             warnings.append(f"{cell.label}: not timed: {refusal}")
             continue
         labels[cell.label] = cells.setdefault((cell.sha256, cell.engine.model_dump_json()), cell).label
-    if read_machine().has_amx and isa is None and any(isinstance(cell.engine, OpenVino) for cell in cells.values()):
-        warnings.append("OpenVINO's int8 was kept off AMX, where it gives wrong results for inputs of any length (2026.1 to 2026.4)")
+    machine = read_machine()
+    if isa is None and any(stage.step is not None and stage.step.step == "quantize_static" for stage in stages):
+        if machine.has_amx:
+            warnings.append("OpenVINO's int8 was kept off AMX, where it gives wrong results for inputs of any length (2026.1 to 2026.4)")
+        elif not machine.has_vnni:
+            warnings.append("this CPU has no VNNI: OpenVINO multiplies int8 more slowly than fp32 on it")
     listener.begin("latency")
     workload = recipe.workload
     timings = measure_latency(

@@ -21,7 +21,7 @@ from optbench.worker import peak_rss_bytes
 
 __all__ = ["Distill"]
 
-HELD_OUT_MIN, HELD_OUT_MAX = 8, 1000
+HELD_OUT_MIN, HELD_OUT_MAX = 8, 500
 
 
 class Distill(TrainingStep):
@@ -85,9 +85,9 @@ class Distill(TrainingStep):
         context.progress("loading the models", None)
         teacher, student = build_trainable(base.path).eval(), build_trainable(source.path)
         weights = (self.embedding_weight, self.hidden_weight, self.relation_weight)
-        vectors = None
-        if self.hidden_weight == 0 and self.relation_weight == 0:
-            vectors = teacher_vectors(teacher, texts, folder / "teacher.npy", 4 * self.batch, bf16, context.progress)
+        # Where the teacher runs on every batch for its inner states, only the held-out part is asked for more than once.
+        repeated = texts[:count] if self.hidden_weight or self.relation_weight else texts
+        vectors = teacher_vectors(teacher, repeated, folder / "teacher.npy", 4 * self.batch, bf16, context.progress)
         loss = distillation_loss(student, teacher, texts, vectors, layers, weights)
         lengths = [sum(row.attention_mask) for row in student[0].tokenizer.encode_batch_fast(texts[count:])]
         trained = train(

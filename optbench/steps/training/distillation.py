@@ -71,7 +71,7 @@ def distillation_loss(
     student: "SentenceTransformer",
     teacher: "SentenceTransformer",
     texts: Sequence[str],
-    vectors: NDArray[np.float32] | None,
+    vectors: NDArray[np.float32],
     layer_map: Sequence[int],
     weights: tuple[float, float, float],
 ) -> "torch.nn.Module":
@@ -87,7 +87,7 @@ def distillation_loss(
         student: is trained.
         teacher: is not. It reads the texts with its own tokenizer: a student's vocabulary may be trimmed.
         texts: what the labels count.
-        vectors: the teacher's embeddings; None to compute them with each batch, where hidden states or relations need it anyway.
+        vectors: the teacher's embeddings of the texts; with hidden states or relations of those that are held out, which come first.
         layer_map: of `map_layers`.
         weights: of the embedding, hidden and relation parts.
 
@@ -110,21 +110,23 @@ def distillation_loss(
             (features,) = sentence_features
             given = self.model(features)["sentence_embedding"]
             judging = not self.model.training
-            if vectors is not None:
+            if judging or not inside:
                 wanted = torch.from_numpy(vectors[labels.numpy()])
             else:
                 with torch.no_grad():
                     own = self.teacher[0].preprocess([texts[label] for label in labels.tolist()])
                     wanted = self.teacher[0](own)["sentence_embedding"]
-                if inside and own["attention_mask"].shape != features["attention_mask"].shape:
+                if own["attention_mask"].shape != features["attention_mask"].shape:
                     raise StepError(
                         "the student cuts the texts into other tokens than its base, so their states cannot be compared: set "
                         "hidden_weight and relation_weight to 0"
                     )
-            parts = {"embedding": (1 - torch.nn.functional.cosine_similarity(given, wanted)).mean()}
-            if judging or not inside:
-                return parts if judging else {"embedding": embedding_weight * parts["embedding"]}
-            parts["embedding"] = embedding_weight * parts["embedding"]
+            distance = (1 - torch.nn.functional.cosine_similarity(given, wanted)).mean()
+            if judging:
+                return {"embedding": distance}
+            parts = {"embedding": embedding_weight * distance}
+            if not inside:
+                return parts
             mask = features["attention_mask"].bool()
             if hidden_weight > 0:
                 parts["hidden"] = hidden_weight * _hidden_distance(watched[0].states, watched[1].states, mask)
