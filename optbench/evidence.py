@@ -229,7 +229,7 @@ def time_stages(
         if machine.has_amx:
             warnings.append("OpenVINO's int8 was kept off AMX, where it gives wrong results for inputs of any length (2026.1 to 2026.4)")
         elif not machine.has_vnni:
-            warnings.append("this CPU has no VNNI: OpenVINO multiplies int8 more slowly than fp32 on it")
+            warnings.append("this CPU has no VNNI: with OpenVINO, int8 gains little on it or costs time")
     listener.begin("latency")
     workload = recipe.workload
     timings = measure_latency(
