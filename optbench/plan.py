@@ -15,7 +15,7 @@ from optbench.errors import RecipeError
 from optbench.machine import Machine, read_machine
 from optbench.recipe import Recipe
 from optbench.steps import ExportOnnx, PruneStructured, Step
-from optbench.steps.pruning.latency import LayerTimes, probe_bodies
+from optbench.steps.pruning.latency import FIT_VERSION, LayerTimes, probe_bodies
 
 __all__ = [
     "Cache",
@@ -195,6 +195,7 @@ def layer_times_path(recipe: Recipe, cache: Cache) -> Path:
     steps = finishing_steps(recipe)
     kind = steps[-1].gives if steps else Kind.CHECKPOINT
     parts: list[object] = [
+        FIT_VERSION,
         [body.model_dump(mode="json") for body in probe_bodies(recipe.base.body)],
         [[step.model_dump(mode="json"), step.version, library_versions(step.libraries)] for step in steps],
         recipe.engine_for(kind).model_dump(mode="json"),

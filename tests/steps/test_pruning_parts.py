@@ -1,5 +1,6 @@
 """The parts of pruning, each against what brute force or hand arithmetic gives."""
 
+from collections.abc import Sequence
 from itertools import combinations, product
 
 import numpy as np
@@ -197,6 +198,19 @@ def test_layer_times_give_back_the_bodies_they_came_from() -> None:
         uneven = body.model_copy(update={"layer_heads": tuple(h for h, _ in sizes), "layer_feed_forward": tuple(w for _, w in sizes)})
         assert times.body_ms(sizes, 64) == pytest.approx(ms(uneven, 64))
     assert LayerTimes.model_validate_json(times.model_dump_json()) == times
+
+
+@pytest.mark.parametrize("slow", range(6))
+def test_one_probe_that_was_timed_too_slow_moves_a_ratio_by_little(slow: int) -> None:
+    def ms(sizes: Sequence[tuple[int, int]]) -> float:
+        return 1.0 + sum(0.5 + 0.5 * heads + 0.004 * width for heads, width in sizes)
+
+    bodies = probe_bodies(LARGE)
+    noisy = [ms(body.sizes) * (1.1 if number == slow else 1.0) for number, body in enumerate(bodies)]
+    times = fit_layer_times(bodies, [{8: each} for each in noisy])
+    pruned = [(10, 2600)] * 24
+    assert times.fixed[8] >= 0
+    assert times.body_ms(pruned, 8) / times.body_ms(LARGE.sizes, 8) == pytest.approx(ms(pruned) / ms(LARGE.sizes), rel=0.06)
 
 
 def test_probe_bodies_of_mpnet_say_which_position_biases_their_heads_read() -> None:
