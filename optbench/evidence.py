@@ -227,7 +227,7 @@ def time_stages(
     machine = read_machine()
     if isa is None and any(stage.step is not None and stage.step.step == "quantize_static" for stage in stages):
         if machine.has_amx:
-            warnings.append("OpenVINO's int8 was kept off AMX, where it gives wrong results for inputs of any length (2026.1 to 2026.4)")
+            warnings.append("OpenVINO's int8 was kept off AMX, where it is broken for inputs of any length (its issue 37577)")
         elif not machine.has_vnni:
             warnings.append("this CPU has no VNNI: with OpenVINO, int8 gains little on it or costs time")
     listener.begin("latency")

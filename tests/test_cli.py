@@ -66,12 +66,18 @@ def test_check_of_a_broken_recipe_exits_2_and_names_the_place(tmp_path: Path) ->
     assert "base.body.layers" in as_json["recipes"][0]["problems"][0]
 
 
-def test_check_takes_under_a_second_of_processor_time() -> None:
-    before = os.times()
-    run("check", *map(str, sorted(RECIPES.glob("*.yaml"))))
-    after = os.times()
-    # Processor time, not wall time: it does not depend on what else runs.
-    assert after.children_user + after.children_system - before.children_user - before.children_system < 1.0
+def test_check_takes_a_few_times_what_importing_its_libraries_takes() -> None:
+    def processor_seconds(work: Callable[[], object]) -> float:
+        # Not wall time: it does not depend on what else runs.
+        before = os.times()
+        work()
+        after = os.times()
+        return after.children_user + after.children_system - before.children_user - before.children_system
+
+    libraries = [sys.executable, "-c", "import numpy, pydantic, rich.console, typer, yaml"]
+    yardstick = min(processor_seconds(lambda: subprocess.run(libraries, check=True)) for _ in range(3))
+    # 3 times on a Zen 3 (0.5 and 1.5 s); torch alone would be 4 more.
+    assert processor_seconds(lambda: run("check", *map(str, sorted(RECIPES.glob("*.yaml"))))) < 4.5 * yardstick
 
 
 def test_schema_is_json() -> None:

@@ -52,8 +52,8 @@ def max_isa_environment(isa: Isa, machine: Machine | None = None) -> dict[str, s
 def stay_off_amx(machine: Machine | None = None) -> bool:
     """Hold the oneDNN of this process, if it has not begun, to what a CPU has below AMX; a `ONEDNN_MAX_CPU_ISA` that is set stays.
 
-    OpenVINO 2026.1 to 2026.4 runs int8 products of dynamic shape wrongly on AMX: it crashes (its issue 37577), or a real model's
-    embeddings have a cosine of 0.78 to the right ones. fp32 does not use AMX.
+    OpenVINO's int8 products of dynamic shape are broken on AMX: its issue 37577, open, has crashes of 2026.1 to 2026.3. fp32 does not
+    use AMX.
 
     Args:
         machine: this machine, unless a test has another.

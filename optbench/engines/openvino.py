@@ -122,13 +122,12 @@ class OpenVino(BaseEngine):
         """Compile a graph, and make sure that OpenVINO took the options rather than others that it likes better.
 
         Raises:
-            EngineError: it cannot be compiled, an option was not taken, or AMX would spoil its int8 products.
+            EngineError: it cannot be compiled, an option was not taken, or its int8 products would run on AMX.
         """
         import openvino
 
         integer = any(node.get_type_name() == "FakeQuantize" for node in model.get_ops())
         off_amx = (integer or self.inference_precision == "f32") and stay_off_amx()
-
         wanted: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": 1,
@@ -153,7 +152,7 @@ class OpenVino(BaseEngine):
             raise EngineError(f"{name}: OpenVINO runs {found} on this CPU, not {self.inference_precision}; set inference_precision to f32")
         if integer and off_amx and "AMX" in compiled.get_property("RUNTIME_REQUIREMENTS"):
             raise EngineError(
-                f"{name}: OpenVINO runs int8 on AMX in this process, which gives wrong results for inputs of any length; "
+                f"{name}: OpenVINO runs int8 on AMX in this process, which is broken for inputs of any length (its issue 37577); "
                 f"set {MAX_ISA}={BELOW_AMX} before it starts"
             )
         if self.threads is not None and taken["INFERENCE_NUM_THREADS"] != self.threads:

@@ -106,8 +106,8 @@ def fit_layer_times(bodies: Sequence[Body], times: Sequence[Mapping[int, float]]
         measured = np.array([own[length] for own in times])
         (fixed[length], layer, heads, width), _ = nnls(design / measured[:, None], np.ones(len(bodies)))
         for part, whole in ((attention, heads), (feed_forward, width)):
-            for share, size in enumerate(part):
-                part[size][length] = layer / 2 + share * whole
+            for size in part:
+                part[size][length] = layer / 2 + (whole if size else 0.0)
     return LayerTimes(fixed=fixed, attention=attention, feed_forward=feed_forward)
 
 
