@@ -17,7 +17,7 @@ from optbench.tokenizer import load_tokenizer
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-__all__ = ["TextPaths", "check_known", "check_not_judged", "files_of_texts", "gather_texts", "read_texts", "text_files"]
+__all__ = ["TextPaths", "check_known", "check_not_judged", "excerpts", "files_of_texts", "gather_texts", "read_texts", "text_files"]
 
 TextPaths = Annotated[
     tuple[Path, ...],
@@ -31,6 +31,8 @@ TextPaths = Annotated[
 
 # all-MiniLM-L6-v2 on English product titles: 0.1 % unknown tokens; on Thai or Amharic, which its vocabulary lacks: above 60 %.
 UNKNOWN_SHARE_MAX = 0.2
+# The 135 queries of Chorus have one to three words.
+EXCERPT_WORDS_MAX = 4
 # So many texts settle a share to a few percent.
 LOOKED_AT = 2000
 
@@ -107,6 +109,36 @@ def gather_texts(paths: Sequence[Path], source: Path, context: StepContext, coun
     texts = list(dict.fromkeys(text for text in found if text.strip()))
     check_not_judged(texts, prompts, context.judged)
     return texts
+
+
+def excerpts(texts: Sequence[str], prompts: Prompts, share: float, judged: JudgedTexts, seed: int) -> list[str]:
+    """Runs of one to four words of the texts, to stand in for queries, with the query's prompt in front.
+
+    Args:
+        texts: with prompts in front, as `gather_texts` gives them.
+        prompts: those prompts.
+        share: how many excerpts there are to a text, at most 1.
+        judged: what must not come out: many a query is a run of words of a title.
+        seed: of the draws.
+
+    Returns:
+        Distinct excerpts, none of them one of the texts; fewer than asked for where they coincide.
+    """
+    generator = random.Random(seed)  # noqa: S311  # a draw, not a secret
+    found: dict[str, None] = {}
+    for text in generator.sample(texts, int(share * len(texts))):
+        words = _without_prompt(text, prompts).split()
+        length = generator.randint(1, EXCERPT_WORDS_MAX)
+        begin = generator.randint(0, max(0, len(words) - length))
+        excerpt = " ".join(words[begin : begin + length])
+        if judged.find(excerpt) is None:
+            found[prompts.query + excerpt] = None
+    known = set(texts)
+    return [excerpt for excerpt in found if excerpt not in known]
+
+
+def _without_prompt(text: str, prompts: Prompts) -> str:
+    return text.removeprefix(max((prompt for prompt in (prompts.query, prompts.document) if text.startswith(prompt)), key=len, default=""))
 
 
 def check_not_judged(texts: Sequence[str], prompts: Prompts, judged: JudgedTexts) -> None:

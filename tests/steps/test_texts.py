@@ -9,7 +9,7 @@ import pytest
 from optbench.artifact import Artifact
 from optbench.checkpoint import Prompts
 from optbench.errors import StepError
-from optbench.steps.texts import check_known, check_not_judged, read_texts, text_files
+from optbench.steps.texts import check_known, check_not_judged, excerpts, read_texts, text_files
 from optbench.tasks import JudgedTexts, Sts, judged_texts
 from optbench.tasks.beir import Beir
 
@@ -55,6 +55,27 @@ def test_file_without_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("\n  \n")
     with pytest.raises(StepError, match=r"a\.txt: holds no text"):
         read_texts(tmp_path / "a.txt", PROMPTS, 10, 0)
+
+
+def test_excerpts_are_runs_of_words_that_no_test_asks() -> None:
+    texts = [f"passage: Red shoe for model {number} in blue" for number in range(200)]
+    found = excerpts(texts, PROMPTS, 1.0, JudgedTexts(queries={"red shoe": "retail"}), 0)
+    assert 50 < len(found) == len(set(found)) < 200
+    assert {len(excerpt.removeprefix("query: ").split()) for excerpt in found} == {1, 2, 3, 4}
+    known = " | ".join(texts)
+    assert all(excerpt.startswith("query: ") and excerpt.removeprefix("query: ") in known for excerpt in found)
+    assert "query: Red shoe" not in found
+    assert "query: Red shoe" in excerpts(texts, PROMPTS, 1.0, JudgedTexts(), 0)
+
+
+def test_excerpts_are_as_many_as_asked_for_and_the_same_for_the_same_seed() -> None:
+    texts = [f"a{number} b{number} c{number} d{number} e{number}" for number in range(100)]
+    drawn = [excerpts(texts, Prompts(query="", document=""), 0.3, JudgedTexts(), seed) for seed in (0, 0, 1)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert len(drawn[0]) == 30
+    assert excerpts(texts, PROMPTS, 0.0, JudgedTexts(), 0) == excerpts([], PROMPTS, 1.0, JudgedTexts(), 0) == []
+    # Of one word there is nothing to leave out.
+    assert excerpts(["lamp"], Prompts(query="", document=""), 1.0, JudgedTexts(), 0) == []
 
 
 @pytest.mark.parametrize("text", ["query:   Shoes", "passage: red  shoe", "RED shoe"])

@@ -30,7 +30,7 @@ from tests.conftest import RECIPES
 from tests.steps.training.conftest import draw_texts
 
 # fp32, so that the figures are the same on a CPU with bf16 and on one without.
-STEP = Distill(batch=8, learning_rate=1e-3, epochs=2, evaluations=3, precision="fp32")
+STEP = Distill(batch=8, learning_rate=1e-3, epochs=2, evaluations=3, precision="fp32", excerpts=0)
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def test_run_that_was_killed_goes_on_and_ends_as_the_unbroken_one(
     assert list(no_trace.iterdir()) == []
 
 
-def test_cached_vectors_relations_and_the_clock(
+def test_cached_vectors_relations_excerpts_and_the_clock(
     run: Run, make_out: Callable[[str], Path], make_context: Callable[..., StepContext]
 ) -> None:
     context = make_context(calibration_texts=draw_texts(120), base=run.base)
@@ -139,6 +139,11 @@ def test_cached_vectors_relations_and_the_clock(
     fresh = replace(context, scratch=make_out("relations-scratch"))
     related: Any = step.model_copy(update={"relation_weight": 1.0}).run(run.student, make_out("relations"), fresh)
     assert related.facts["loss_curve"][-1][2] < related.facts["loss_curve"][0][2]
+    fresh = replace(context, scratch=make_out("excerpts-scratch"))
+    shortened: Any = step.model_copy(update={"excerpts": 1.0}).run(run.student, make_out("excerpts"), fresh)
+    assert shortened.facts["texts"] > plain.facts["texts"] + 50
+    assert shortened.facts["held_out_texts"] > plain.facts["held_out_texts"]
+    assert shortened.facts["loss_curve"][-1][2] < shortened.facts["loss_curve"][0][2]
     fresh = replace(context, scratch=make_out("clock-scratch"))
     hurried: Any = step.model_copy(update={"epochs": 1000, "minutes": 0.005}).run(run.student, make_out("clock"), fresh)
     assert hurried.facts["stopped"] == "minutes"
