@@ -4,19 +4,25 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, JsonValue
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from optbench.artifact import Artifact, Kind
 from optbench.machine import Machine
 from optbench.steps.pruning.latency import LayerTimes
 from optbench.tasks import JudgedTexts
 
-__all__ = ["BaseStep", "Price", "Refusal", "StepContext", "StepReport"]
+__all__ = ["BaseStep", "Price", "ReduceRange", "Refusal", "StepContext", "StepReport"]
 
 Price = Callable[[Sequence[Path]], list[Mapping[int, float]]]
 """Artifact-shaped folders to the median latency of each in milliseconds by token length, timed in alternation."""
+
+ReduceRange = Annotated[
+    bool | Literal["auto"],
+    Field(description="7-bit weights, so that products cannot overflow on a CPU without VNNI; auto: only on such a CPU."),
+]
+"""What steps that round weights to int8 ask, each with the default `auto`."""
 
 
 class Refusal(BaseModel):

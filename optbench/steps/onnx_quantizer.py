@@ -8,7 +8,7 @@ from pydantic import Field, JsonValue
 
 from optbench.artifact import Artifact, Kind, copy_companions
 from optbench.machine import Machine
-from optbench.steps.base import BaseStep, StepContext, StepReport
+from optbench.steps.base import BaseStep, ReduceRange, StepContext, StepReport
 from optbench.steps.onnx_file import write_onnx
 from optbench.steps.onnx_weights import Selection, Tables, compress_tables, remove_unused
 
@@ -25,10 +25,7 @@ class OnnxQuantizer(BaseStep, ABC):
     gives: ClassVar[Kind] = Kind.ONNX
 
     per_channel: bool = Field(default=True, description="A scale for each output column instead of one for the whole weight.")
-    reduce_range: bool | Literal["auto"] = Field(
-        default="auto",
-        description="7-bit weights, so that products cannot overflow on a CPU without VNNI; auto: only on such a CPU.",
-    )
+    reduce_range: ReduceRange = "auto"
     exclude: tuple[str, ...] = Field(default=(), description="Patterns (*, ?) on node or weight names to leave in float.")
     expect: int | None = Field(default=None, ge=1, description="How many products must be quantized; all that hold a weight if left out.")
     tables: Tables = Field(default="fp32", description="How embedding tables are stored; int8 has a scale for each row.")
