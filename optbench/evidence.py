@@ -1,7 +1,6 @@
 """Measuring what the steps made: fidelity and accuracy after each, then the latency of all in one interleaved run."""
 
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,7 +13,7 @@ import optbench
 from optbench.artifact import Artifact, Weights
 from optbench.checkpoint import read_prompts
 from optbench.engines import Engine, OnnxRuntime, OpenVino, Torch
-from optbench.engines.onednn import BELOW_AMX, MAX_ISA
+from optbench.engines.onednn import is_off_amx
 from optbench.errors import EngineError, MeasureError, StepError, TaskError
 from optbench.machine import Isa, read_machine, usable_threads
 from optbench.measure.accuracy import AccuracyResult, measure_accuracy
@@ -228,7 +227,7 @@ def time_stages(
         labels[cell.label] = cells.setdefault((cell.sha256, cell.engine.model_dump_json()), cell).label
     machine = read_machine()
     if isa is None and any(stage.step is not None and stage.step.step == "quantize_static" for stage in stages):
-        if machine.has_amx and os.environ.get(MAX_ISA, BELOW_AMX) == BELOW_AMX:
+        if is_off_amx(machine):
             warnings.append("OpenVINO's int8 was kept off AMX, where it is broken for inputs of any length (its issue 37577)")
         elif not machine.has_vnni:
             warnings.append("this CPU has no VNNI: with OpenVINO, int8 gains little on it or costs time")

@@ -7,7 +7,7 @@ from typing import get_args
 from optbench.errors import EngineError
 from optbench.machine import Isa, Machine, read_machine
 
-__all__ = ["BELOW_AMX", "BF16_ISAS", "MAX_ISA", "max_isa_environment", "stay_off_amx"]
+__all__ = ["BELOW_AMX", "BF16_ISAS", "MAX_ISA", "is_off_amx", "max_isa_environment", "stay_off_amx"]
 
 MAX_ISA = "ONEDNN_MAX_CPU_ISA"
 """The variable that oneDNN reads once, when a process first asks it for a kernel."""
@@ -49,18 +49,20 @@ def max_isa_environment(isa: Isa, machine: Machine | None = None) -> dict[str, s
     return {MAX_ISA: "SSE41" if isa == "sse4_1" else isa.upper()}
 
 
-def stay_off_amx(machine: Machine | None = None) -> bool:
-    """Hold the oneDNN of this process, if it has not begun, to what a CPU has below AMX; a `ONEDNN_MAX_CPU_ISA` that is set stays.
+def is_off_amx(machine: Machine | None = None) -> bool:
+    """Whether int8 is kept off AMX: the CPU has it, and nobody else has set `ONEDNN_MAX_CPU_ISA`.
 
     OpenVINO's int8 products of dynamic shape are broken on AMX: its issue 37577, open, has crashes of 2026.1 to 2026.3. fp32 does not
     use AMX.
 
     Args:
         machine: this machine, unless a test has another.
-
-    Returns:
-        whether it is to be held off AMX: the CPU has it, and nobody else set the variable.
     """
-    if not (machine or read_machine()).has_amx:
-        return False
-    return os.environ.setdefault(MAX_ISA, BELOW_AMX) == BELOW_AMX
+    return (machine or read_machine()).has_amx and os.environ.get(MAX_ISA, BELOW_AMX) == BELOW_AMX
+
+
+def stay_off_amx(machine: Machine | None = None) -> bool:
+    """Hold the oneDNN of this process, if it has not begun, to what a CPU has below AMX, where `is_off_amx` says so; what it says."""
+    if off := is_off_amx(machine):
+        os.environ[MAX_ISA] = BELOW_AMX
+    return off

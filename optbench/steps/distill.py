@@ -1,14 +1,14 @@
 """Recover what making a model smaller has cost: train it towards the recipe's base on texts without labels."""
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from optbench.artifact import Artifact
-from optbench.checkpoint import read_body, read_prompts
+from optbench.checkpoint import Prompts, read_body, read_prompts
 from optbench.errors import StepError
 from optbench.steps.base import StepContext, StepReport
 from optbench.steps.texts import TextPaths, check_known, excerpts, files_of_texts, gather_texts
@@ -16,6 +16,7 @@ from optbench.steps.training.distillation import distillation_loss, map_layers, 
 from optbench.steps.training.model import build_trainable, check_extra, torch_body, use_bf16
 from optbench.steps.training.step import Evaluations, HeldOut, LearningRate, TrainingStep, Warmup
 from optbench.steps.training.trainer import Trained, length_grouped, train
+from optbench.tasks import JudgedTexts
 from optbench.torch_model import save_torch_model
 from optbench.worker import peak_rss_bytes
 
@@ -82,16 +83,8 @@ class Distill(TrainingStep):
             raise StepError(f"{source.path}: embeddings of {body.hidden} numbers cannot follow a base of {whole.hidden}; keep its width")
         layers = map_layers(body.layers, whole.layers, self.layer_map)
         texts, unknown = self._texts(source, context)
-        count = min(max(HELD_OUT_MIN, int(self.held_out * len(texts))), HELD_OUT_MAX)
-        # Each part gets its own excerpts: those of a text that is trained on would not be held out.
-        prompts = read_prompts(source.path)
-        held_out, trained_on = (
-            dict.fromkeys(part + excerpts(part, prompts, self.excerpts, context.judged, self.seed))
-            for part in (texts[:count], texts[count:])
-        )
-        # Batches of like length: padded as they come, the held-out texts took most of a training's time.
-        texts = sorted(held_out, key=len) + [text for text in trained_on if text not in held_out]
-        count = len(held_out)
+        held_out, trained_on = self._split(texts, read_prompts(source.path), context.judged)
+        texts, count = held_out + trained_on, len(held_out)
         bf16 = use_bf16(self.precision, context.machine)
         folder = context.unfinished or context.scratch
 
@@ -141,6 +134,16 @@ class Distill(TrainingStep):
             )
         random.Random(self.seed).shuffle(texts)  # noqa: S311  # an order, not a secret
         return texts, check_known(source.path, texts)
+
+    def _split(self, texts: Sequence[str], prompts: Prompts, judged: JudgedTexts) -> tuple[list[str], list[str]]:
+        """The texts that are held out and those that are trained on, each part with its excerpts and no text in both."""
+        count = min(max(HELD_OUT_MIN, int(self.held_out * len(texts))), HELD_OUT_MAX)
+        held_out, trained_on = (
+            [*part, *excerpts(part, prompts, self.excerpts, judged, self.seed)] for part in (texts[:count], texts[count:])
+        )
+        known = set(held_out)
+        # Batches of like length: padded as they come, the held-out texts took most of a training's time.
+        return sorted(held_out, key=len), [text for text in trained_on if text not in known]
 
 
 def _warnings(trained: Trained) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from optbench.artifact import Artifact, Kind, open_artifact
+from optbench.checkpoint import Prompts
 from optbench.engines.torch import Torch
 from optbench.errors import MachineError, StepError
 from optbench.evidence import judged_fidelity
@@ -148,6 +149,19 @@ def test_cached_vectors_relations_excerpts_and_the_clock(
     hurried: Any = step.model_copy(update={"epochs": 1000, "minutes": 0.005}).run(run.student, make_out("clock"), fresh)
     assert hurried.facts["stopped"] == "minutes"
     assert hurried.facts["steps"] < hurried.facts["planned_steps"] == 14000
+
+
+def test_no_excerpt_of_what_is_trained_on_is_held_out_too() -> None:
+    texts = draw_texts(1000)  # of so few words that both parts have many runs in common
+    no_prompts, judged = Prompts(query="", document=""), JudgedTexts(queries={"red": "shop"})
+    held_out, trained_on = Distill(held_out=0.2)._split(texts, no_prompts, judged)
+    alone = Distill(held_out=0.2, excerpts=0)._split(texts, no_prompts, judged)
+    assert [len(part) for part in alone] == [200, 800]
+    assert set(alone[0]) < set(held_out)
+    assert len(trained_on) > 1000
+    assert not set(held_out) & set(trained_on)
+    assert "red" not in {*held_out, *trained_on}
+    assert [len(text) for text in held_out] == sorted(len(text) for text in held_out)
 
 
 def test_source_is_kept_where_nothing_was_better(
