@@ -15,7 +15,7 @@ from optbench.checkpoint import read_prompts
 from optbench.engines import Engine, OnnxRuntime, OpenVino, Torch
 from optbench.engines.onednn import is_off_amx
 from optbench.errors import EngineError, MeasureError, StepError, TaskError
-from optbench.machine import Isa, read_machine, usable_threads
+from optbench.machine import Isa, Machine, read_machine, usable_threads
 from optbench.measure.accuracy import AccuracyResult, measure_accuracy
 from optbench.measure.concurrency import run_scenarios
 from optbench.measure.encoding import TextEncoder
@@ -38,6 +38,7 @@ __all__ = [
     "NumbersGauge",
     "baseline_cells",
     "gauge_stability",
+    "int8_warnings",
     "make_record",
     "query_rows",
     "sample_texts",
@@ -225,12 +226,8 @@ def time_stages(
             warnings.append(f"{cell.label}: not timed: {refusal}")
             continue
         labels[cell.label] = cells.setdefault((cell.sha256, cell.engine.model_dump_json()), cell).label
-    machine = read_machine()
     if isa is None and any(stage.step is not None and stage.step.step == "quantize_static" for stage in stages):
-        if is_off_amx(machine):
-            warnings.append("OpenVINO's int8 was kept off AMX, where it is broken for inputs of any length (its issue 37577)")
-        elif not machine.has_vnni:
-            warnings.append("this CPU has no VNNI: with OpenVINO, int8 gains little on it or costs time")
+        warnings += int8_warnings(read_machine())
     listener.begin("latency")
     workload = recipe.workload
     timings = measure_latency(
@@ -244,6 +241,15 @@ def time_stages(
     )
     listener.end(f"{len(timings)} models at {len(workload.lengths)} lengths, {workload.rounds} rounds")
     return labels, timings, warnings
+
+
+def int8_warnings(machine: Machine) -> list[str]:
+    """What keeps OpenVINO's static int8 from this CPU's best, in words."""
+    if is_off_amx(machine):
+        return ["OpenVINO's int8 was kept off AMX, where it is broken for inputs of any length (its issue 37577)"]
+    if not machine.has_vnni:
+        return ["this CPU has no VNNI: with OpenVINO, int8 gains little on it or costs time"]
+    return []
 
 
 def timing_warnings(timings: Sequence[Timing]) -> list[str]:

@@ -1,4 +1,4 @@
-"""What is measured between the steps: a base that finds nothing ends the run before its steps are made."""
+"""What is measured between the steps: a base that finds nothing ends the run, and what the CPU lacks is said."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,8 +9,10 @@ import pytest
 
 from optbench import evidence
 from optbench.artifact import Artifact, Kind
+from optbench.engines.onednn import MAX_ISA
 from optbench.errors import MeasureError
-from optbench.evidence import NumbersGauge
+from optbench.evidence import NumbersGauge, int8_warnings
+from optbench.machine import read_machine
 from optbench.plan import Cache
 from optbench.recipe_file import load_recipe
 from optbench.runner import Silent
@@ -36,3 +38,24 @@ def test_base_that_finds_nothing_on_a_task_is_an_error_at_once(
     base = Stage("base", None, artifact, Made(report=StepReport(), seconds=0, peak_rss_bytes=0), cached=False)
     with pytest.raises(MeasureError, match=rf"^sts:de: the fp32 base's nDCG@10 is {score:.4f}, .*; check that pooling and prompts"):
         gauge.measure(base)
+
+
+@pytest.mark.parametrize(
+    ("flags", "cap", "said"),
+    [
+        (("avx2",), None, "no VNNI"),
+        (("avx512bw", "avx512_vnni"), None, None),
+        (("avx512_vnni", "amx_int8"), None, "off AMX"),
+        # Whoever set the cap decides, and was not kept off anything.
+        (("avx512_vnni", "amx_int8"), "AVX512_CORE_AMX", None),
+    ],
+)
+def test_what_keeps_int8_from_a_cpus_best_is_said(
+    flags: tuple[str, ...], cap: str | None, said: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(MAX_ISA, raising=False)
+    if cap is not None:
+        monkeypatch.setenv(MAX_ISA, cap)
+    warnings = int8_warnings(read_machine().model_copy(update={"flags": flags}))
+    assert len(warnings) == (said is not None)
+    assert all(str(said) in warning for warning in warnings)

@@ -300,7 +300,10 @@ class _OpenVinoSession(Session):
         try:
             return request(input_ids, attention_mask)
         except RuntimeError as error:
-            raise EngineError(f"{self._name}: OpenVINO failed on {input_ids.shape} tokens: {str(error).strip()}") from error
+            held = os.environ.get(MAX_ISA, BELOW_AMX)
+            # OpenVINO 2026.4 lacks kernels for static int8 below AVX2.
+            cure = "" if held == BELOW_AMX else f"; this process is held to {held}: a larger instruction set may have the kernels"
+            raise EngineError(f"{self._name}: OpenVINO failed on {input_ids.shape} tokens: {str(error).strip()}{cure}") from error
 
     def close(self) -> None:
         self._model = None
