@@ -16,7 +16,7 @@ from optbench.steps.pruning.allocation import Choice, LayerOptions, Part, alloca
 from optbench.steps.pruning.refit import Normal
 from optbench.steps.pruning.removal import RemovalCurve, order_removals
 from optbench.steps.pruning.rounding import foresee_rounding
-from optbench.steps.pruning.states import Batch, embed, finish_layer, layer_context, layer_states, run_block, start
+from optbench.steps.pruning.states import Batch, embed, layer_context, layer_states, run_block, start
 from optbench.torch_model import encoder_layers, resize_layer
 
 if TYPE_CHECKING:
@@ -260,7 +260,7 @@ class Pruner:
                 first, second = weights[number][index]
                 context.add(states.context, first)
                 active.add(states.active, second)
-                hiddens[number] = _spread(layer.output_norm(states.output_sum), batch)
+                hiddens[number] = _spread(layer.output_norm(states.targets.output_sum), batch)
             yield (context, active), layer
 
     def _curves(self, layer: Any, inputs: "tuple[_Inputs, _Inputs]", sensitivity: Any, index: int) -> tuple[RemovalCurve, RemovalCurve]:
@@ -331,9 +331,9 @@ class Pruner:
         import torch
 
         where = f"{self.where}: layer {origin}"
-        layer, block = encoder_layers(self.model)[place], self.model.encoder.layer[place]
+        layer = encoder_layers(self.model)[place]
         model_layer = encoder_layers(self.whole)[origin]
-        targets = [layer_states(self.whole, origin, *each) for each in zip(wholes, self.batches, strict=True)]
+        targets = [layer_states(self.whole, origin, *each).targets for each in zip(wholes, self.batches, strict=True)]
         size = layer.attention.attention_head_size
         rows = (torch.tensor(self.heads[origin])[:, None] * size + torch.arange(size)).flatten()
         residuals = [hidden[batch.mask] for hidden, batch in zip(smalls, self.batches, strict=True)]
@@ -359,14 +359,14 @@ class Pruner:
             up.add(middle, model_layer.up(target.middle)[:, self.neurons[origin]], second)
         up.solve_into((layer.up,), self.damping, f"{where} up projection")
 
-        states = [finish_layer(layer, block, context, residual) for context, residual in zip(contexts, residuals, strict=True)]
+        actives = [self.model.encoder.layer[place].intermediate(middle) for middle in middles]
         down = Normal(layer.down.in_features, layer.down.out_features)
-        for state, target, (_, second) in zip(states, targets, weights, strict=True):
-            down.add(state.active, target.output_sum - state.middle, second)
+        for active, middle, target, (_, second) in zip(actives, middles, targets, weights, strict=True):
+            down.add(active, target.output_sum - middle, second)
         down.solve_into((layer.down,), self.damping, f"{where} down projection")
 
         wholes = [_spread(model_layer.output_norm(target.output_sum), batch) for target, batch in zip(targets, self.batches, strict=True)]
-        sums = [layer.down(state.active) + state.middle for state in states]
+        sums = [layer.down(active) + middle for active, middle in zip(actives, middles, strict=True)]
         return wholes, [_spread(layer.output_norm(each), batch) for each, batch in zip(sums, self.batches, strict=True)]
 
 

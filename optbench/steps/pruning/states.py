@@ -10,13 +10,13 @@ import numpy as np
 
 from optbench.errors import StepError
 from optbench.tokenizer import encode_batch, load_tokenizer
-from optbench.torch_model import EncoderLayer, encoder_layers
+from optbench.torch_model import encoder_layers
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-__all__ = ["Batch", "LayerStates", "embed", "finish_layer", "layer_context", "layer_states", "read_batches", "run_block", "start"]
+__all__ = ["Batch", "LayerStates", "LayerTargets", "embed", "layer_context", "layer_states", "read_batches", "run_block", "start"]
 
 # Padded tokens of a batch: the attention scores of a batch and the gradients through a whole body stay small.
 BATCH_TOKENS = 1024
@@ -40,22 +40,33 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class LayerStates:
-    """What one layer computes for a batch; only its tokens, padding left out, each (tokens, width).
+class LayerTargets:
+    """What a smaller layer is fitted to give for a batch; only its tokens, padding left out, each (tokens, hidden).
 
     Attributes:
-        context: what the attention projection reads.
-        middle: the stream between attention and feed-forward, normalized.
-        active: what the down projection reads.
         attention_sum: residual and projection, before the norm.
+        middle: the stream between attention and feed-forward, normalized.
         output_sum: residual and down projection, before the norm.
     """
 
-    context: "torch.Tensor"
-    middle: "torch.Tensor"
-    active: "torch.Tensor"
     attention_sum: "torch.Tensor"
+    middle: "torch.Tensor"
     output_sum: "torch.Tensor"
+
+
+@dataclass(frozen=True)
+class LayerStates:
+    """What one layer computes for a batch; only its tokens, padding left out.
+
+    Attributes:
+        context: what the attention projection reads, (tokens, width).
+        active: what the down projection reads, (tokens, width).
+        targets: what a smaller layer is fitted to.
+    """
+
+    context: "torch.Tensor"
+    active: "torch.Tensor"
+    targets: LayerTargets
 
 
 def read_batches(folder: Path, texts: Sequence[str], where: str, wanted: int) -> list[Batch]:
@@ -127,19 +138,14 @@ def layer_context(model: "PreTrainedModel", index: int, hidden: "torch.Tensor", 
 
 def layer_states(model: "PreTrainedModel", index: int, hidden: "torch.Tensor", batch: Batch) -> LayerStates:
     """Run one layer and keep what its linear layers read and give."""
-    context = layer_context(model, index, hidden, batch)
-    return finish_layer(encoder_layers(model)[index], model.encoder.layer[index], context, hidden[batch.mask])
-
-
-def finish_layer(layer: EncoderLayer, block: Any, context: "torch.Tensor", residual: "torch.Tensor") -> LayerStates:
-    """The part of a layer behind its attention, from the heads' output and the stream, each (tokens, width)."""
     import torch
 
+    layer, context = encoder_layers(model)[index], layer_context(model, index, hidden, batch)
     with torch.no_grad():
-        attention_sum = layer.projection(context) + residual
+        attention_sum = layer.projection(context) + hidden[batch.mask]
         middle = layer.attention_norm(attention_sum)
-        active = block.intermediate(middle)
-        return LayerStates(context, middle, active, attention_sum, layer.down(active) + middle)
+        active = model.encoder.layer[index].intermediate(middle)
+        return LayerStates(context, active, LayerTargets(attention_sum, middle, layer.down(active) + middle))
 
 
 def embed(hidden: "torch.Tensor", batch: Batch, pooling: str) -> "torch.Tensor":
