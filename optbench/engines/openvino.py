@@ -300,9 +300,8 @@ class _OpenVinoSession(Session):
         try:
             return request(input_ids, attention_mask)
         except RuntimeError as error:
-            held = os.environ.get(MAX_ISA, BELOW_AMX)
             # OpenVINO 2026.4 lacks kernels for static int8 below AVX2.
-            cure = "" if held == BELOW_AMX else f"; this process is held to {held}: a larger instruction set may have the kernels"
+            cure = "; held to SSE4.1 it lacks kernels for int8: take a larger instruction set" if os.environ.get(MAX_ISA) == "SSE41" else ""
             raise EngineError(f"{self._name}: OpenVINO failed on {input_ids.shape} tokens: {str(error).strip()}{cure}") from error
 
     def close(self) -> None:

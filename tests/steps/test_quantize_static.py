@@ -74,8 +74,8 @@ def test_every_weight_and_both_factors_of_the_scores_are_quantized(
     assert (tmp_path / "out" / "tokenizer.json").is_file()
     found, wanted = (embed(model, source.path, tiny_texts) for model in (path, source.main_file))
     # Eight products in a row, each with steps of 1/255 of a range some 6 standard deviations wide: about 2 % of the norm,
-    # so a cosine of .9998; a broken graph gives about 0.
-    assert (found * wanted).sum(axis=1).min() > 0.995
+    # so a cosine of .9998, .9992 with the 7-bit weights of a CPU without VNNI; a broken graph gives about 0.
+    assert (found * wanted).sum(axis=1).min() > 0.998
 
 
 @pytest.mark.parametrize(("flags", "expected"), [((), True), (("avx512_vnni",), False)])
@@ -212,7 +212,7 @@ def test_weights_stored_as_fp16_are_quantized_like_others(
     path, report = quantize(half, tmp_path / "out", make_context(calibration_texts=tiny_texts))
     assert report.matched == {"MatMul": 12, "MatMul of two activations": 2}
     found, wanted = (embed(model, source.path, tiny_texts) for model in (path, source.main_file))
-    assert (found * wanted).sum(axis=1).min() > 0.995  # as above; fp16 adds 1/2000
+    assert (found * wanted).sum(axis=1).min() > 0.998  # as above; fp16 adds 1/2000
 
 
 def test_quantizing_twice_is_an_error_that_lists_every_weight(

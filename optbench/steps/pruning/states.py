@@ -41,7 +41,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class LayerTargets:
-    """What a smaller layer is fitted to give for a batch; only its tokens, padding left out, each (tokens, hidden).
+    """What one layer computes for a batch that a smaller one is fitted to; only its tokens, padding left out, each (tokens, hidden).
 
     Attributes:
         attention_sum: residual and projection, before the norm.
