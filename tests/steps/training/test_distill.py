@@ -1,5 +1,6 @@
 """distill: nearer to its base, the same each time, going on where it was killed, and refusing what would mean nothing."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +25,7 @@ from optbench.steps.base import StepContext, StepReport
 from optbench.steps.distill import Distill
 from optbench.steps.export_onnx import ExportOnnx
 from optbench.steps.training.distillation import map_layers
-from optbench.steps.training.model import use_bf16
+from optbench.steps.training.model import PRIMITIVE_CACHE, PRIMITIVES_KEPT, build_trainable, use_bf16
 from optbench.tasks import JudgedTexts
 from optbench.tokenizer import encode_batch, load_tokenizer
 from tests.conftest import RECIPES
@@ -224,6 +225,15 @@ def test_bf16_is_refused_on_a_cpu_that_would_emulate_it() -> None:
     assert not use_bf16("auto", machine)
     with pytest.raises(StepError, match="this CPU has no bf16 products"):
         use_bf16("bf16", machine)
+
+
+def test_onednn_keeps_more_products_unless_its_variable_says_how_many(student: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(PRIMITIVE_CACHE, "7")
+    build_trainable(student.path)
+    assert os.environ[PRIMITIVE_CACHE] == "7"
+    monkeypatch.delenv(PRIMITIVE_CACHE)
+    build_trainable(student.path)
+    assert os.environ[PRIMITIVE_CACHE] == PRIMITIVES_KEPT
 
 
 @pytest.mark.parametrize(("student", "teacher", "mapped"), [(6, 6, (0, 1, 2, 3, 4, 5)), (4, 12, (2, 5, 8, 11)), (5, 6, (0, 1, 2, 3, 5))])
