@@ -138,6 +138,7 @@ class Finetune(TrainingStep):
             self.epochs if stage == "pairs" else self.hard_epochs,
             (context.unfinished or context.scratch) / stage,
             context.progress,
+            learning_rate=self.learning_rate,
             bf16=bf16,
             batch_sampler="no_duplicates",
             multi_dataset_batch_sampler=self.mixing,

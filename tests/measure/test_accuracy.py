@@ -210,7 +210,7 @@ def minilm(minilm_checkpoint: Artifact) -> Callable[[Sequence[str], str], NDArra
     known: dict[str, NDArray[np.float32]] = {}
 
     def encode(texts: Sequence[str], side: str) -> NDArray[np.float32]:
-        new = [text for text in texts if text not in known]
+        new = sorted((text for text in texts if text not in known), key=len)  # little padding
         with torch.inference_mode():
             for start in range(0, len(new), 64):
                 part = new[start : start + 64]

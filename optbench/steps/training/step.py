@@ -32,7 +32,6 @@ class TrainingStep(BaseStep, ABC):
         "only without it. As long as the epochs take when left out.",
     )
     batch: int
-    learning_rate: LearningRate
     warmup: Warmup
     weight_decay: float = Field(default=0.01, ge=0, lt=1, description="AdamW's; biases and norms are left out of it.")
     held_out: HeldOut

@@ -122,6 +122,7 @@ def train(
     folder: Path,
     progress: Callable[[str, float | None], None],
     *,
+    learning_rate: float,
     bf16: bool,
     **arguments: Any,
 ) -> Trained:
@@ -136,6 +137,7 @@ def train(
         epochs: passes over the texts, if the clock allows.
         folder: where checkpoints are kept; one of a run that was killed is gone on from.
         progress: is told.
+        learning_rate: at its highest.
         bf16: compute in bf16, keep weights and optimizer in float32.
         arguments: further ones for sentence-transformers' training arguments (samplers, prompts).
 
@@ -214,7 +216,7 @@ def train(
             if not math.isfinite(value.item()):
                 raise StepError(
                     f"the loss became {value.item()} at step {self.state.global_step + 1}; "
-                    f"lower learning_rate ({settings.learning_rate:g}), or look for broken texts and weights"
+                    f"lower learning_rate ({learning_rate:g}), or look for broken texts and weights"
                 )
             watch.recent.append(value.item())
             return value
@@ -239,7 +241,7 @@ def train(
         num_train_epochs=epochs,
         per_device_train_batch_size=settings.batch,
         per_device_eval_batch_size=settings.batch,
-        learning_rate=settings.learning_rate,
+        learning_rate=learning_rate,
         weight_decay=settings.weight_decay,
         bf16=bf16,
         use_cpu=True,

@@ -24,7 +24,7 @@ from optbench.stages import make_stage, serve_step
 from optbench.steps.base import StepContext, StepReport
 from optbench.steps.distill import Distill
 from optbench.steps.export_onnx import ExportOnnx
-from optbench.steps.training.distillation import map_layers
+from optbench.steps.training.distillation import default_learning_rate, map_layers
 from optbench.steps.training.model import PRIMITIVE_CACHE, PRIMITIVES_KEPT, build_trainable, use_bf16
 from optbench.tasks import JudgedTexts
 from optbench.tokenizer import encode_batch, load_tokenizer
@@ -234,6 +234,20 @@ def test_onednn_keeps_more_products_unless_its_variable_says_how_many(student: A
     monkeypatch.delenv(PRIMITIVE_CACHE)
     build_trainable(student.path)
     assert os.environ[PRIMITIVE_CACHE] == PRIMITIVES_KEPT
+
+
+@pytest.mark.parametrize(("hidden", "rate"), [(32, 3e-4), (384, 3e-4), (768, 7.5e-5), (1024, 4.22e-5)])
+def test_wider_body_has_a_lower_learning_rate(hidden: int, rate: float) -> None:
+    assert default_learning_rate(hidden) == pytest.approx(rate, rel=0.01)
+
+
+def test_learning_rate_that_is_left_out_is_on_record(
+    run: Run, make_out: Callable[[str], Path], make_context: Callable[..., StepContext]
+) -> None:
+    step = STEP.model_copy(update={"learning_rate": None, "epochs": 1})
+    report = step.run(run.student, make_out("out"), make_context(calibration_texts=draw_texts(50), base=run.base))
+    assert report.facts["learning_rate"] == 3e-4
+    assert run.report.facts["learning_rate"] == 1e-3
 
 
 @pytest.mark.parametrize(("student", "teacher", "mapped"), [(6, 6, (0, 1, 2, 3, 4, 5)), (4, 12, (2, 5, 8, 11)), (5, 6, (0, 1, 2, 3, 5))])
