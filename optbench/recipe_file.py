@@ -107,7 +107,11 @@ def _read_yaml(path: Path) -> tuple[Any, dict[Key, int]]:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 1
         raise RecipeError(f"{path}:{line} top: not YAML: {error.problem or error.context}; check indentation and quotes") from error
-    except (YAMLError, TypeError, ValueError, RecursionError) as error:
+    except TypeError as error:  # ruamel.yaml hashes every key
+        raise RecipeError(
+            f"{path}:1 top: a key is itself a mapping or a list; write every key as plain text, and look for a stray '?'"
+        ) from error
+    except (YAMLError, ValueError, RecursionError) as error:
         raise RecipeError(f"{path}:1 top: not YAML: {' '.join(str(error).split())[:200]}; check the file's characters") from error
     lines: dict[Key, int] = {(): 1}
     try:

@@ -32,7 +32,9 @@ def test_every_command_has_help_with_its_options(command: str) -> None:
 
 
 def test_completion_of_a_shell_names_commands_and_values() -> None:
-    script = run("--show-completion", "bash").stdout
+    # Without the variable typer asks the process above for its shell, and takes no name.
+    undetected = {**os.environ, "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
+    script = run("--show-completion", "bash", env=undetected).stdout
     assert "complete -o default -F" in script
     for words, wanted in (("optbench re", "report"), ("optbench apply --isa avx2_", "avx2_vnni")):
         environment = {**os.environ, "_OPTBENCH_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}

@@ -123,6 +123,7 @@ BROKEN = {
     "judged length not measured": (("lengths: [8, 16]", "lengths: [8, 16]\n  judged_lengths: [32]"), 25, "workload", "add them there"),
     "duplicate key": (("name: tiny", "name: tiny\nname: twice"), 2, "name", "stands twice"),
     "not YAML": (("name: tiny", "name: [tiny"), 2, "top", "not YAML"),
+    "mapping as a key": (("name: tiny", "? {name: {}}\n: x"), 1, "top", "write every key as plain text"),
     "tab indentation": (("  license: MIT", "\tlicense: MIT"), 4, "top", "not YAML"),
     "list for a mapping": (('  prompts: {query: "", document: ""}', "  prompts: [a]"), 16, "base.prompts", ""),
     "engine twice": (
