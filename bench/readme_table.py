@@ -46,14 +46,16 @@ def results(records: Sequence[Record]) -> str:
     columns = ["recipe", f"torch fp32, ms@{length}", "fastest fp32 engine", "optimized", "speed-up (tokens)", "target", "MB", "verdict"]
     note = (
         f"{first.machine.cpu}, {first.threads} threads, batch 1, medians. Speed-ups are over the fastest fp32 engine, over the judged "
-        "lengths. The three large bodies ran with random weights, as no model hub could be reached: their latency is true, their accuracy "
-        "is not judged. all-MiniLM-L6-v2 ran with its real weights:"
+        "lengths. Each row is a run of its own: compare rows by their speed-ups, which are ratios within a run. The three large bodies "
+        "ran with random weights, as no model hub could be reached: their latency is true, their accuracy is not judged. The others ran "
+        "with their real weights, step by step:"
     )
     about = "Speed-up of each recipe over the fastest fp32 engine of its run, with 95 % intervals"
     parts = [f"![{about}]({FIGURE})\n", to_markdown(Table("", columns, [summary_row(record) for record in records], note))]
     for record in records:
         if record.weights == "real":
-            parts += [to_markdown(table) for table in (tradeoff_table(record), accuracy_table(record)) if table is not None]
+            tables = (tradeoff_table(record), accuracy_table(record))
+            parts += [f"**{record.recipe.name}**\n", *(to_markdown(table) for table in tables if table is not None)]
     return "\n".join(parts)
 
 

@@ -12,10 +12,11 @@ from optbench.artifact import open_artifact
 from optbench.boxes import Box, box_name, matching_box
 from optbench.encoder import choose_engine, load
 from optbench.errors import EngineError, MachineError
-from optbench.evidence import query_rows, sample_texts, timing_warnings
+from optbench.evidence import query_rows, sample_texts
 from optbench.machine import Isa, Machine
 from optbench.measure.accuracy import AccuracyResult, accuracy_change, measure_accuracy
 from optbench.measure.concurrency import run_scenarios
+from optbench.measure.doubts import timing_warnings
 from optbench.measure.encoding import TextEncoder
 from optbench.measure.environment import check_environment, read_governors, read_turbo
 from optbench.measure.latency import Cell, Timing, measure_latency

@@ -18,13 +18,13 @@ from optbench.errors import EngineError, MeasureError, StepError, TaskError
 from optbench.machine import Isa, Machine, read_machine, usable_threads
 from optbench.measure.accuracy import AccuracyResult, measure_accuracy
 from optbench.measure.concurrency import run_scenarios
+from optbench.measure.doubts import timing_warnings
 from optbench.measure.encoding import TextEncoder
 from optbench.measure.environment import check_environment
 from optbench.measure.fidelity import Fidelity, measure_fidelity
 from optbench.measure.latency import Cell, ServingTimes, Timing, measure_latency, measure_serving
 from optbench.measure.scenario_report import ScenarioReport
 from optbench.measure.stability import Stability, measure_stability
-from optbench.measure.statistics import noise_doubts
 from optbench.plan import Cache, library_versions
 from optbench.recipe import Recipe
 from optbench.record import Point, Record
@@ -45,7 +45,6 @@ __all__ = [
     "serve_scenarios",
     "time_serving",
     "time_stages",
-    "timing_warnings",
 ]
 
 logger = logging.getLogger(__name__)
@@ -250,20 +249,6 @@ def int8_warnings(machine: Machine) -> list[str]:
     if not machine.has_vnni:
         return ["this CPU has no VNNI: with OpenVINO, int8 gains little on it or costs time"]
     return []
-
-
-def timing_warnings(timings: Sequence[Timing]) -> list[str]:
-    """What makes figures of these timings doubtful, in words, one line a model and kind of doubt."""
-    warnings = []
-    for timing in timings:
-        doubts: dict[str, list[int]] = {}
-        for length, blocks in timing.samples_ns.items():
-            for doubt in noise_doubts(blocks, timing.processes):
-                doubts.setdefault(doubt, []).append(length)
-        for length in timing.unstable:
-            doubts.setdefault("warm-up ended without the runs agreeing", []).append(length)
-        warnings += [f"{timing.label} at {', '.join(map(str, lengths))} tokens: {doubt}" for doubt, lengths in doubts.items()]
-    return warnings
 
 
 def _refuses(engine: Engine, isa: Isa | None) -> str:

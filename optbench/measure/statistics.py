@@ -365,7 +365,7 @@ def noise_doubts(rounds: Sequence[ArrayLike], processes: int = 1) -> list[str]:
     if three_quarters - quarter > SPREAD_MAX:
         doubts.append(f"the middle half of the rounds spreads over more than {SPREAD_MAX:.0%}; something else used the machine")
     if typical.max() > (1 + PROCESSES_DIFFER_MAX) * typical.min():
-        doubts.append(f"its processes differ by more than {PROCESSES_DIFFER_MAX:.0%}; more processes would narrow the interval")
+        doubts.append(f"the processes of a model differ by more than {PROCESSES_DIFFER_MAX:.0%}; more processes would narrow the interval")
     half = len(medians) // 2
     drift = float(np.median(medians[-half:]) / np.median(medians[:half]) - 1) if half else 0.0
     if abs(drift) > DRIFT_MAX:

@@ -226,7 +226,9 @@ def test_steady_rounds_leave_no_doubt() -> None:
 def test_processes_that_differ_are_reported_as_such_and_not_as_load() -> None:
     generator = np.random.default_rng(0)
     rounds = [generator.normal(1400 if turn in (3, 4, 5, 12, 13, 14) else 1000, 10, 5) for turn in range(18)]
-    assert noise_doubts(rounds, processes=6) == ["its processes differ by more than 20%; more processes would narrow the interval"]
+    assert noise_doubts(rounds, processes=6) == [
+        "the processes of a model differ by more than 20%; more processes would narrow the interval"
+    ]
     # Nothing in the same rounds of a single process tells its luck from another program's load.
     assert "something else used the machine" in noise_doubts(rounds)[0]
 
