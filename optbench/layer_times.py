@@ -1,6 +1,6 @@
-"""The latency of a body's parts on this machine: small bodies with random weights go through a recipe's own steps and are timed.
+"""The latency of a body's parts on this machine: small bodies with random weights and a whole one go through a recipe's own steps.
 
-Measured once for a machine, an engine, a width of body and a recipe's remaining steps, and kept in the cache beside the artifacts.
+They are timed once for a machine, an engine, a body and a recipe's remaining steps; the table is kept in the cache beside the artifacts.
 """
 
 from collections.abc import Sequence

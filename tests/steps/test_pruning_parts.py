@@ -191,7 +191,7 @@ def test_layer_times_give_back_the_bodies_they_came_from() -> None:
         return 0.5 + sum(0.1 + 0.01 * length * heads + 0.0002 * length * width for heads, width in body.sizes)
 
     bodies = probe_bodies(LARGE)
-    assert {body.layers for body in bodies} == {6, 3}
+    assert {body.layers for body in bodies} == {6, 3, 24}
     times = fit_layer_times(bodies, [{n: ms(body, n) for n in (8, 64)} for body in bodies])
     for sizes in (LARGE.sizes, [(3, 700), (11, 4096), (1, 64)]):
         body = LARGE.model_copy(update={"layers": len(sizes)})
@@ -200,7 +200,23 @@ def test_layer_times_give_back_the_bodies_they_came_from() -> None:
     assert LayerTimes.model_validate_json(times.model_dump_json()) == times
 
 
-@pytest.mark.parametrize("slow", range(6))
+def test_what_depth_adds_is_added_to_a_pruned_body_too() -> None:
+    def ms(sizes: Sequence[tuple[int, int]]) -> float:
+        return (1.1 if len(sizes) > 6 else 1.0) * (1.0 + sum(0.5 + 0.5 * heads + 0.004 * width for heads, width in sizes))
+
+    bodies = probe_bodies(LARGE)
+    assert (bodies[-1].sizes, bodies[-1].vocabulary) == (LARGE.sizes, 4096)
+    times = fit_layer_times(bodies, [{8: ms(body.sizes)} for body in bodies])
+    for sizes in (LARGE.sizes, [(10, 2600)] * 24):
+        assert times.body_ms(sizes, 8) == pytest.approx(ms(sizes))
+
+
+def test_body_no_deeper_than_a_probe_is_not_timed_twice() -> None:
+    bodies = probe_bodies(LARGE.model_copy(update={"layers": 6}))
+    assert [body.layers for body in bodies] == [6, 3, 6, 6, 6, 6]
+
+
+@pytest.mark.parametrize("slow", range(7))
 def test_one_probe_that_was_timed_too_slow_moves_a_ratio_by_little(slow: int) -> None:
     def ms(sizes: Sequence[tuple[int, int]]) -> float:
         return 1.0 + sum(0.5 + 0.5 * heads + 0.004 * width for heads, width in sizes)
