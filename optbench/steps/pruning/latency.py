@@ -99,32 +99,24 @@ def fit_layer_times(bodies: Sequence[Body], times: Sequence[Mapping[int, float]]
     from scipy.optimize import nnls
 
     full = bodies[0]
-    probes = [body for body in bodies if body.layers <= full.layers]
-    shares = [(1, _heads(body) / full.heads, body.feed_forward / full.feed_forward) for body in probes]
-    design = np.array([(1, *(body.layers * share for share in own)) for body, own in zip(probes, shares, strict=True)])
+    design = np.array([_parts(body, full) for body in bodies])
+    probes = [index for index, body in enumerate(bodies) if body.layers <= full.layers]
     fixed: dict[int, float] = {}
     attention: dict[int, dict[int, float]] = {0: {}, full.heads: {}}
     feed_forward: dict[int, dict[int, float]] = {0: {}, full.feed_forward: {}}
     for length in sorted(times[0]):
-        measured = np.array([own[length] for own in times[: len(probes)]])
-        (fixed[length], layer, heads, width), _ = nnls(design / measured[:, None], np.ones(len(probes)))
+        measured = np.array([own[length] for own in times])
+        parts, _ = nnls((design / measured[:, None])[probes], np.ones(len(probes)))
+        if len(probes) < len(bodies):
+            parts *= measured[-1] / (design[-1] @ parts)
+        fixed[length], layer, heads, width = map(float, parts)
         for part, whole in ((attention, heads), (feed_forward, width)):
             for size in part:
                 part[size][length] = layer / 2 + (whole if size else 0.0)
-    fitted = LayerTimes(fixed=fixed, attention=attention, feed_forward=feed_forward)
-    if len(probes) == len(bodies):
-        return fitted
-    scale = {n: times[-1][n] / fitted.body_ms(bodies[-1].sizes, n) for n in fitted.lengths}
-    return LayerTimes(
-        fixed=_scaled(fixed, scale),
-        attention={size: _scaled(own, scale) for size, own in attention.items()},
-        feed_forward={size: _scaled(own, scale) for size, own in feed_forward.items()},
-    )
+    return LayerTimes(fixed=fixed, attention=attention, feed_forward=feed_forward)
 
 
-def _scaled(times: Mapping[int, float], scale: Mapping[int, float]) -> dict[int, float]:
-    return {length: ms * scale[length] for length, ms in times.items()}
-
-
-def _heads(body: Body) -> int:
-    return body.heads if body.layer_heads is None else body.layer_heads[0]
+def _parts(body: Body, full: Body) -> tuple[float, float, float, float]:
+    """How often a body pays for itself, a layer, all the heads of a full layer, and a full width."""
+    heads, widths = zip(*body.sizes, strict=True)
+    return 1, body.layers, sum(heads) / full.heads, sum(widths) / full.feed_forward
