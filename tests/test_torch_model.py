@@ -14,7 +14,7 @@ from transformers import MPNetConfig, MPNetModel
 
 from optbench.artifact import Artifact, Kind, LayerSize, open_artifact, seal
 from optbench.base_model import Base, obtain_base
-from optbench.checkpoint import Body, Description, Prompts, read_body, write_layout
+from optbench.checkpoint import Body, Description, Pooling, Prompts, read_body, write_layout
 from optbench.encoder import load
 from optbench.engines import OnnxRuntime, OpenVino, Torch
 from optbench.errors import BaseModelError
@@ -35,12 +35,12 @@ MASK = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0]])
 TINY_ABSOLUTE = 3e-5
 
 
-def write_mpnet(folder: Path) -> None:
+def write_mpnet(folder: Path, pooling: Pooling = "mean") -> None:
     sizes = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64, "vocab_size": 21}
     torch.manual_seed(7)
     MPNetModel(MPNetConfig(max_position_embeddings=66, pad_token_id=1, initializer_range=0.25, **sizes)).save_pretrained(folder)
     body = Body(architecture="MPNetModel", layers=2, hidden=32, heads=4, feed_forward=64, vocabulary=21, positions=66, pad_id=1)
-    write_layout(folder, Description(body=body, pooling="mean", normalize=True, prompts=Prompts(), max_tokens=64))
+    write_layout(folder, Description(body=body, pooling=pooling, normalize=True, prompts=Prompts(), max_tokens=64))
 
 
 def prune(source: Path, out: Path) -> Any:

@@ -140,7 +140,6 @@ class Finetune(TrainingStep):
             context.progress,
             learning_rate=self.learning_rate,
             bf16=bf16,
-            batch_sampler="no_duplicates",
             multi_dataset_batch_sampler=self.mixing,
             prompts=read_prompts_by_column(model),
         )

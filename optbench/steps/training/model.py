@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from optbench.checkpoint import describe
 from optbench.errors import StepError
 from optbench.machine import Machine
+from optbench.steps.training.packing import pack, pool, run_packed
 from optbench.tokenizer import encode_batch, load_tokenizer
 from optbench.torch_model import build_module
 
@@ -34,11 +35,15 @@ def check_extra() -> None:
         raise StepError(f"training needs {', '.join(missing)}: pip install 'optbench[train]'")
 
 
-def build_trainable(folder: Path) -> "SentenceTransformer":
+def build_trainable(folder: Path, packed: bool = False) -> "SentenceTransformer":
     """Build a checkpoint for training: tables frozen, no dropout, pooling in float32 whatever the transformer computes in.
 
     Frozen tables keep what few texts cannot teach, the words they lack, and save an optimizer state three times their size. Of this
     process, oneDNN keeps more of what it compiles, unless its variable says how much.
+
+    Args:
+        folder: the checkpoint.
+        packed: lay the texts of a batch out behind one another (`packing.pack`) instead of one a row; embeddings are not normalized.
     """
     # Read once, when oneDNN is first asked for a product.
     os.environ.setdefault(PRIMITIVE_CACHE, PRIMITIVES_KEPT)
@@ -74,11 +79,25 @@ def build_trainable(folder: Path) -> "SentenceTransformer":
         def save(self, output_path: str, *_: Any, **__: Any) -> None:
             raise NotImplementedError("save_torch_model writes what was trained")
 
-    prompts = describe(folder).prompts
+    description = describe(folder)
+
+    class PackedEmbedder(Embedder):
+        def __init__(self) -> None:
+            super().__init__()
+            self.tokenizer.no_padding()
+
+        def preprocess(self, inputs: Any, prompt: str | None = None, **_: Any) -> dict[str, Any]:
+            rows = self.tokenizer.encode_batch_fast([(prompt or "") + text for text in inputs])
+            return dict(pack([row.ids for row in rows], self.module.body.config.pad_token_id))
+
+        def forward(self, features: dict[str, Any], **_: Any) -> dict[str, Any]:
+            hidden = run_packed(self.module.body, features)
+            return {**features, "token_embeddings": hidden, "sentence_embedding": pool(hidden, features, description.pooling)}
+
     return SentenceTransformer(
-        modules=[Embedder()],
+        modules=[PackedEmbedder() if packed else Embedder()],
         device="cpu",
-        prompts=prompts.model_dump(),
+        prompts=description.prompts.model_dump(),
         # Without it the card asks the hub for the base model's name.
         model_card_data=SentenceTransformerModelCardData(local_files_only=True),
     )

@@ -5,7 +5,7 @@ sent anywhere.
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
     from sentence_transformers import SentenceTransformer
 
-__all__ = ["Trained", "length_grouped", "train"]
+__all__ = ["Trained", "train"]
 
 CHECKPOINT = "checkpoint-"
 WEIGHTS = "trained.safetensors"
@@ -86,32 +86,6 @@ class _Schedule:
         return done / self.warmup if done < self.warmup else (1 - done) / (1 - self.warmup)
 
 
-def length_grouped(lengths: Sequence[int]) -> Callable[..., Any]:
-    """A batch sampler for texts of these lengths in tokens: batches of like length in random order, so that little is padding."""
-    import torch
-    from sentence_transformers.base.sampler import DefaultBatchSampler
-    from transformers.trainer_pt_utils import get_length_grouped_indices
-
-    class LengthGroupedBatchSampler(DefaultBatchSampler):  # type: ignore[misc]  # not type-checked here
-        def __iter__(self) -> Iterator[list[int]]:
-            generator = torch.Generator().manual_seed(self.seed + self.epoch)
-            order = get_length_grouped_indices(lengths, self.batch_size, generator=generator)
-            batches = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
-            yield from (batches[index] for index in torch.randperm(len(batches), generator=generator).tolist())
-
-    def make(dataset: Any, **options: Any) -> Any:
-        # The held-out part is not sampled: its loss is a mean over all of it.
-        return LengthGroupedBatchSampler(dataset, **options) if len(dataset) == len(lengths) else _in_order(dataset, **options)
-
-    return make
-
-
-def _in_order(dataset: Any, *, batch_size: int, **_: Any) -> Any:
-    from torch.utils.data import BatchSampler, SequentialSampler
-
-    return BatchSampler(SequentialSampler(dataset), batch_size, drop_last=False)
-
-
 def train(
     model: "SentenceTransformer",
     loss: "torch.nn.Module",
@@ -139,7 +113,7 @@ def train(
         progress: is told.
         learning_rate: at its highest.
         bf16: compute in bf16, keep weights and optimizer in float32.
-        arguments: further ones for sentence-transformers' training arguments (samplers, prompts).
+        arguments: further ones for sentence-transformers' training arguments (mixing, prompts).
 
     Raises:
         StepError: the loss is not a number.
@@ -247,6 +221,8 @@ def train(
         use_cpu=True,
         seed=settings.seed,
         data_seed=settings.seed,
+        # Of sentence-transformers' samplers the one that draws an epoch's order by its number, so that a resumed one has it too.
+        batch_sampler="no_duplicates",
         # Evaluations and checkpoints are called for by Watch; these only allow them.
         eval_strategy="steps",
         save_strategy="steps",

@@ -24,7 +24,7 @@ from optbench.stages import make_stage, serve_step
 from optbench.steps.base import StepContext, StepReport
 from optbench.steps.distill import Distill
 from optbench.steps.export_onnx import ExportOnnx
-from optbench.steps.training.distillation import default_learning_rate, map_layers
+from optbench.steps.training.distillation import _relation_distance, default_learning_rate, map_layers
 from optbench.steps.training.model import PRIMITIVE_CACHE, PRIMITIVES_KEPT, build_trainable, use_bf16
 from optbench.tasks import JudgedTexts
 from optbench.tokenizer import encode_batch, load_tokenizer
@@ -152,6 +152,18 @@ def test_cached_vectors_relations_excerpts_and_the_clock(
     assert hurried.facts["steps"] < hurried.facts["planned_steps"] == 14000
 
 
+def test_relations_are_those_of_each_text_alone() -> None:
+    import torch
+
+    torch.manual_seed(0)
+    student, teacher = ([torch.randn(2, 3, 8) for _ in range(3)] for _ in range(2))
+    behind_one_another = [[rows.flatten(0, 1)[None] for rows in side] for side in (student, teacher)]
+    alone = _relation_distance(student, teacher, torch.tensor([[1, 1, 1], [2, 2, 0]]))
+    packed = _relation_distance(*behind_one_another, torch.tensor([[1, 1, 1, 2, 2, 0]]))
+    torch.testing.assert_close(packed, alone)
+    assert alone > 0.1
+
+
 def test_no_excerpt_of_what_is_trained_on_is_held_out_too() -> None:
     texts = draw_texts(1000)  # of so few words that both parts have many runs in common
     no_prompts, judged = Prompts(query="", document=""), JudgedTexts(queries={"red": "shop"})
@@ -162,7 +174,6 @@ def test_no_excerpt_of_what_is_trained_on_is_held_out_too() -> None:
     assert len(trained_on) > 1000
     assert not set(held_out) & set(trained_on)
     assert "red" not in {*held_out, *trained_on}
-    assert [len(text) for text in held_out] == sorted(len(text) for text in held_out)
 
 
 def test_source_is_kept_where_nothing_was_better(
@@ -236,7 +247,7 @@ def test_onednn_keeps_more_products_unless_its_variable_says_how_many(student: A
     assert os.environ[PRIMITIVE_CACHE] == PRIMITIVES_KEPT
 
 
-@pytest.mark.parametrize(("hidden", "rate"), [(32, 3e-4), (384, 3e-4), (768, 7.5e-5), (1024, 4.22e-5)])
+@pytest.mark.parametrize(("hidden", "rate"), [(32, 8e-4), (384, 8e-4), (768, 2e-4), (1024, 1.125e-4)])
 def test_wider_body_has_a_lower_learning_rate(hidden: int, rate: float) -> None:
     assert default_learning_rate(hidden) == pytest.approx(rate, rel=0.01)
 
@@ -246,7 +257,7 @@ def test_learning_rate_that_is_left_out_is_on_record(
 ) -> None:
     step = STEP.model_copy(update={"learning_rate": None, "epochs": 1})
     report = step.run(run.student, make_out("out"), make_context(calibration_texts=draw_texts(50), base=run.base))
-    assert report.facts["learning_rate"] == 3e-4
+    assert report.facts["learning_rate"] == 8e-4
     assert run.report.facts["learning_rate"] == 1e-3
 
 
