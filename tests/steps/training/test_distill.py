@@ -22,10 +22,11 @@ from optbench.plan import Cache, step_key
 from optbench.recipe_file import load_recipe
 from optbench.stages import make_stage, serve_step
 from optbench.steps.base import StepContext, StepReport
-from optbench.steps.distill import Distill
+from optbench.steps.distill import Distill, _warnings
 from optbench.steps.export_onnx import ExportOnnx
 from optbench.steps.training.distillation import _relation_distance, default_learning_rate, map_layers
 from optbench.steps.training.model import PRIMITIVE_CACHE, PRIMITIVES_KEPT, build_trainable, use_bf16
+from optbench.steps.training.trainer import Trained
 from optbench.tasks import JudgedTexts
 from optbench.tokenizer import encode_batch, load_tokenizer
 from tests.conftest import RECIPES
@@ -185,6 +186,22 @@ def test_source_is_kept_where_nothing_was_better(
     assert report.facts["best_step"] == 0
     assert "no evaluation was better than the source" in report.warnings[0]
     assert (embed(make_out("y").parent / "out", ["red shoe"]) == embed(run.base.path, ["red shoe"])).all()
+
+
+@pytest.mark.parametrize(("worst", "end", "warned"), [(0.046, 0.018, True), (0.046, 0.012, False), (0.025, 0.018, False)])
+def test_rate_that_first_undid_what_pruning_fitted_is_named(worst: float, end: float, warned: bool) -> None:
+    trained = Trained(
+        steps=20,
+        planned_steps=20,
+        stopped="epochs",
+        best_step=20,
+        seconds=1.0,
+        resumed_from=0,
+        losses=((0, None, 0.02), (10, 0.2, worst), (20, 0.1, end)),
+    )
+    found = _warnings(trained, 8e-4)
+    assert bool(found) == warned
+    assert not warned or "rose from 0.0200 to 0.0460 before it fell to 0.0180" in found[0]
 
 
 def test_loss_that_is_no_number_stops_the_step(
