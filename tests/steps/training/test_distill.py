@@ -158,9 +158,9 @@ def test_relations_are_those_of_each_text_alone() -> None:
 
     torch.manual_seed(0)
     student, teacher = ([torch.randn(2, 3, 8) for _ in range(3)] for _ in range(2))
-    behind_one_another = [[rows.flatten(0, 1)[None] for rows in side] for side in (student, teacher)]
+    given, wanted = ([rows.flatten(0, 1)[None] for rows in side] for side in (student, teacher))
     alone = _relation_distance(student, teacher, torch.tensor([[1, 1, 1], [2, 2, 0]]))
-    packed = _relation_distance(*behind_one_another, torch.tensor([[1, 1, 1, 2, 2, 0]]))
+    packed = _relation_distance(given, wanted, torch.tensor([[1, 1, 1, 2, 2, 0]]))
     torch.testing.assert_close(packed, alone)
     assert alone > 0.1
 
