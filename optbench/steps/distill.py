@@ -12,7 +12,7 @@ from optbench.checkpoint import Prompts, read_body, read_prompts
 from optbench.errors import StepError
 from optbench.steps.base import StepContext, StepReport
 from optbench.steps.texts import TextPaths, check_known, excerpts, files_of_texts, gather_texts
-from optbench.steps.training.distillation import default_learning_rate, distillation_loss, map_layers, teacher_vectors
+from optbench.steps.training.distillation import default_batch, default_learning_rate, distillation_loss, map_layers, teacher_vectors
 from optbench.steps.training.model import build_trainable, check_extra, torch_body, use_bf16
 from optbench.steps.training.step import Evaluations, HeldOut, LearningRate, TrainingStep, Warmup
 from optbench.steps.training.trainer import Trained, train
@@ -51,7 +51,9 @@ class Distill(TrainingStep):
     epochs: int = Field(default=3, ge=1, le=1000, description="Passes over the texts, if the minutes allow.")
     # all-MiniLM-L6-v2 at half its multiply-adds, 100 s on 2 cores with bf16, held-out loss from .0481: some 19 texts a step .0309,
     # 38 .0296, 76 .0282, 153 .0293, each at a rate that suits it; at 76, hidden_weight 1 .0289 and 16 .0288.
-    batch: int = Field(default=64, ge=1, le=4096, description="Texts a step.")
+    batch: int | None = Field(
+        default=None, ge=1, le=4096, description="Texts a step; where left out 64, and fewer where these would have over 2,048 tokens."
+    )
     learning_rate: LearningRate | None = Field(
         default=None,
         description="AdamW's, at its highest; where left out 8e-4, and for a model wider than 384 less by the width's square: for half a "
@@ -100,10 +102,12 @@ class Distill(TrainingStep):
         context.progress("loading the models", None)
         teacher, student = build_trainable(base.path, packed=True).eval(), build_trainable(source.path, packed=True)
         learning_rate = self.learning_rate or default_learning_rate(body.hidden)
+        tokens = sum(len(row.ids) for row in student[0].tokenizer.encode_batch_fast(texts[count:]))
+        batch = self.batch or default_batch(tokens / (len(texts) - count))
         weights = (self.embedding_weight, self.hidden_weight, self.relation_weight)
         # Where the teacher runs on every batch for its inner states, only the held-out part is asked for more than once.
         repeated = texts[:count] if self.hidden_weight or self.relation_weight else texts
-        vectors = teacher_vectors(teacher, repeated, folder / "teacher.npy", self.batch, bf16, context.progress)
+        vectors = teacher_vectors(teacher, repeated, folder / "teacher.npy", batch, bf16, context.progress)
         loss = distillation_loss(student, teacher, texts, vectors, layers, weights, bf16)
         trained = train(
             student,
@@ -115,6 +119,7 @@ class Distill(TrainingStep):
             folder / "checkpoints",
             context.progress,
             learning_rate=learning_rate,
+            batch=batch,
             bf16=bf16,
             adam_beta2=ADAM_BETA2,
         )
@@ -122,7 +127,8 @@ class Distill(TrainingStep):
         facts = {
             "texts": len(texts) - count,
             "held_out_texts": count,
-            "tokens_an_epoch": sum(len(row.ids) for row in student[0].tokenizer.encode_batch_fast(texts[count:])),
+            "tokens_an_epoch": tokens,
+            "batch": batch,
             "unknown_share": round(unknown, 5),
             "layer_map": list(layers),
             "precision": "bf16" if bf16 else "fp32",

@@ -139,6 +139,7 @@ class Finetune(TrainingStep):
             (context.unfinished or context.scratch) / stage,
             context.progress,
             learning_rate=self.learning_rate,
+            batch=self.batch,
             bf16=bf16,
             multi_dataset_batch_sampler=self.mixing,
             prompts=read_prompts_by_column(model),

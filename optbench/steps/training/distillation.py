@@ -15,7 +15,14 @@ if TYPE_CHECKING:
     import torch
     from sentence_transformers import SentenceTransformer
 
-__all__ = ["default_learning_rate", "distillation_loss", "map_layers", "teacher_vectors"]
+__all__ = ["default_batch", "default_learning_rate", "distillation_loss", "map_layers", "teacher_vectors"]
+
+BATCH, BATCH_TOKENS = 64, 2048
+
+
+def default_batch(tokens: float) -> int:
+    """Texts a step where a text has so many tokens in the mean; what a training holds in memory grows with the tokens of a step."""
+    return max(1, min(BATCH, int(BATCH_TOKENS / tokens)))
 
 
 def default_learning_rate(hidden: int) -> float:

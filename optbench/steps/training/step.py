@@ -31,7 +31,6 @@ class TrainingStep(BaseStep, ABC):
         description="Time for a training, over all runs that it takes; the schedule then follows the clock, so that two runs end alike "
         "only without it. As long as the epochs take when left out.",
     )
-    batch: int
     warmup: Warmup
     weight_decay: float = Field(default=0.01, ge=0, lt=1, description="AdamW's; biases and norms are left out of it.")
     held_out: HeldOut

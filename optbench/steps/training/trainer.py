@@ -97,6 +97,7 @@ def train(
     progress: Callable[[str, float | None], None],
     *,
     learning_rate: float,
+    batch: int,
     bf16: bool,
     **arguments: Any,
 ) -> Trained:
@@ -112,6 +113,7 @@ def train(
         folder: where checkpoints are kept; one of a run that was killed is gone on from.
         progress: is told.
         learning_rate: at its highest.
+        batch: rows a step.
         bf16: compute in bf16, keep weights and optimizer in float32.
         arguments: further ones for sentence-transformers' training arguments (mixing, prompts).
 
@@ -213,8 +215,8 @@ def train(
     options = SentenceTransformerTrainingArguments(
         output_dir=str(folder),
         num_train_epochs=epochs,
-        per_device_train_batch_size=settings.batch,
-        per_device_eval_batch_size=settings.batch,
+        per_device_train_batch_size=batch,
+        per_device_eval_batch_size=batch,
         learning_rate=learning_rate,
         weight_decay=settings.weight_decay,
         bf16=bf16,

@@ -24,7 +24,7 @@ from optbench.stages import make_stage, serve_step
 from optbench.steps.base import StepContext, StepReport
 from optbench.steps.distill import Distill, _warnings
 from optbench.steps.export_onnx import ExportOnnx
-from optbench.steps.training.distillation import _relation_distance, default_learning_rate, map_layers
+from optbench.steps.training.distillation import _relation_distance, default_batch, default_learning_rate, map_layers
 from optbench.steps.training.model import PRIMITIVE_CACHE, PRIMITIVES_KEPT, build_trainable, use_bf16
 from optbench.steps.training.trainer import Trained
 from optbench.tasks import JudgedTexts
@@ -269,13 +269,18 @@ def test_wider_body_has_a_lower_learning_rate(hidden: int, rate: float) -> None:
     assert default_learning_rate(hidden) == pytest.approx(rate, rel=0.01)
 
 
-def test_learning_rate_that_is_left_out_is_on_record(
+@pytest.mark.parametrize(("tokens", "texts"), [(4, 64), (32, 64), (128.5, 15), (512, 4), (8192, 1)])
+def test_batch_has_fewer_texts_where_they_are_long(tokens: float, texts: int) -> None:
+    assert default_batch(tokens) == texts
+
+
+def test_rate_and_batch_that_are_left_out_are_on_record(
     run: Run, make_out: Callable[[str], Path], make_context: Callable[..., StepContext]
 ) -> None:
-    step = STEP.model_copy(update={"learning_rate": None, "epochs": 1})
+    step = STEP.model_copy(update={"learning_rate": None, "batch": None, "epochs": 1})
     report = step.run(run.student, make_out("out"), make_context(calibration_texts=draw_texts(50), base=run.base))
-    assert report.facts["learning_rate"] == 8e-4
-    assert run.report.facts["learning_rate"] == 1e-3
+    assert (report.facts["learning_rate"], report.facts["batch"]) == (8e-4, 64)
+    assert (run.report.facts["learning_rate"], run.report.facts["batch"]) == (1e-3, 8)
 
 
 @pytest.mark.parametrize(("student", "teacher", "mapped"), [(6, 6, (0, 1, 2, 3, 4, 5)), (4, 12, (2, 5, 8, 11)), (5, 6, (0, 1, 2, 3, 5))])
