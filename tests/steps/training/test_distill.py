@@ -24,11 +24,12 @@ from optbench.stages import make_stage, serve_step
 from optbench.steps.base import StepContext, StepReport
 from optbench.steps.distill import Distill, _warnings
 from optbench.steps.export_onnx import ExportOnnx
-from optbench.steps.training.distillation import _relation_distance, default_batch, default_learning_rate, map_layers
-from optbench.steps.training.model import PRIMITIVE_CACHE, PRIMITIVES_KEPT, build_trainable, use_bf16
+from optbench.steps.training.distillation import _relation_distance, default_batch, default_learning_rate, distillation_loss, map_layers
+from optbench.steps.training.model import PRIMITIVE_CACHE, PRIMITIVES_KEPT, build_trainable, torch_body, use_bf16
 from optbench.steps.training.trainer import Trained
 from optbench.tasks import JudgedTexts
 from optbench.tokenizer import encode_batch, load_tokenizer
+from optbench.torch_model import encoder_layers
 from tests.conftest import RECIPES
 from tests.steps.training.conftest import draw_texts
 
@@ -163,6 +164,19 @@ def test_relations_are_those_of_each_text_alone() -> None:
     packed = _relation_distance(given, wanted, torch.tensor([[1, 1, 1, 2, 2, 0]]))
     torch.testing.assert_close(packed, alone)
     assert alone > 0.1
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_teacher_computes_in_what_it_is_told(base: Artifact, student: Artifact, bf16: bool) -> None:
+    import torch
+
+    teacher, trained = build_trainable(base.path, packed=True).eval(), build_trainable(student.path, packed=True).train()
+    seen: list[Any] = []
+    encoder_layers(torch_body(teacher))[0].up.register_forward_hook(lambda module, given, output: seen.append(output.dtype))
+    no_vectors = np.empty((0, 32), np.float32)
+    loss = distillation_loss(trained, teacher, ["red shoe"], no_vectors, (0, 1), (1.0, 1.0, 0.0), bf16)
+    loss([trained.preprocess(["red shoe"])], torch.tensor([0]))
+    assert seen == [torch.bfloat16 if bf16 else torch.float32]
 
 
 def test_no_excerpt_of_what_is_trained_on_is_held_out_too() -> None:
