@@ -3,10 +3,10 @@
     python bench/distill.py ../shared/data pruned --texts texts.txt.gz --minutes 10
 
 `pruned` is a checkpoint that prune_structured made of `--base` (`pruning.py --save` leaves some). It is distilled on product titles of
-the Chorus catalog that nobody judged and on `texts` (see make_dictionary_texts.py). No text of a test is among them, which the step
-checks. Product search is thus a domain that it saw; encyclopedic questions (XQuAD-R) and sentence similarity (STS) are domains that it
-did not see, and German a language. Both sides: the smaller model's queries and documents; query-side: its queries against the whole
-model's documents.
+the Chorus catalog that nobody judged and on `texts` (see make_dictionary_texts.py), of which what a test asks or judges is left out;
+the step checks it. Product search is thus a domain that it saw; encyclopedic questions (XQuAD-R) and sentence similarity (STS) are
+domains that it did not see, and German a language. Both sides: the smaller model's queries and documents; query-side: its queries
+against the whole model's documents.
 """
 
 import argparse
@@ -27,7 +27,8 @@ from optbench.measure.accuracy import Encode, accuracy_change, measure_accuracy
 from optbench.measure.statistics import Change
 from optbench.steps.base import StepContext
 from optbench.steps.distill import Distill
-from optbench.tasks import PairData, RetrievalData, judged_texts, parse_task
+from optbench.tasks import JudgedTexts, PairData, RetrievalData, judged_texts, parse_task
+from optbench.tasks.corpus import read_corpus
 from optbench.tokenizer import encode_batch, load_tokenizer
 from optbench.torch_model import build_module
 
@@ -77,6 +78,12 @@ def print_rows(label: str, whole: Vectors, small: Vectors, loaded: Sequence[Retr
         print(f"| {label} | {name} | {both} | {query_side} | {cosine.mean():.4f} / {cosine.min():.3f} |", flush=True)
 
 
+def untested(path: Path, out: Path, judged: JudgedTexts) -> Path:
+    """The texts of a file that no test asks or judges, in the file `out`."""
+    out.write_text("".join(" ".join(text.split()) + "\n" for text in read_corpus(path) if judged.find(text) is None), encoding="utf-8")
+    return out
+
+
 def seal_copy(source: Path, folder: Path, name: str) -> Artifact:
     shutil.copytree(source, folder / f"{name}-copy", ignore=shutil.ignore_patterns("*.bin", "*.ini", "onnx", "openvino", "manifest.json"))
     return seal(folder / f"{name}-copy", folder / name, Kind.CHECKPOINT, "real")
@@ -96,17 +103,21 @@ def main() -> None:
     tasks = [parse_task(str(arguments.data / name)) for name in TASKS]
     loaded = [task.load() for task in tasks]
     tested = [text for data in loaded for text in texts_of(data)]
-    paths = [*([] if arguments.no_chorus else [arguments.data / "chorus"]), *arguments.texts]
+    judged = judged_texts(tasks)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
+        texts = [untested(path, folder / f"texts{number}.txt", judged) for number, path in enumerate(arguments.texts)]
+        if not arguments.no_chorus:
+            # A folder with a test leaves its texts out itself.
+            texts.insert(0, (arguments.data / "chorus").resolve())
         base = seal_copy(arguments.base, folder, "base")
         student = seal_copy(arguments.student, folder, "student")
         out = arguments.keep or folder / "distilled"
         out.mkdir()
         options = {"minutes": arguments.minutes, "epochs": 20, **arguments.options}
-        context = StepContext(scratch=folder, machine=read_machine(), base=base, judged=judged_texts(tasks))
-        report = Distill.model_validate({"texts": [path.resolve() for path in paths], **options}).run(student, out, context)
-        print(json.dumps({"options": {**options, "texts": [str(path) for path in paths]}, **report.facts}), flush=True)
+        context = StepContext(scratch=folder, machine=read_machine(), base=base, judged=judged)
+        report = Distill.model_validate({"texts": texts, **options}).run(student, out, context)
+        print(json.dumps({"options": {**options, "texts": [str(path) for path in arguments.texts]}, **report.facts}), flush=True)
         print("| model | task | both sides, % | query-side, % | cosine mean / min |\n| --- | --- | ---: | ---: | ---: |")
         whole = embed(base.path, tested)
         print_rows("pruned", whole, embed(student.path, tested), loaded)

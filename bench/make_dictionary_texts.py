@@ -2,21 +2,32 @@
 
     apt-get download wordnet-base dict-gcide
     for package in *.deb; do dpkg-deb -x $package dictionaries; done
-    python bench/make_dictionary_texts.py dictionaries texts.txt.gz
+    python bench/make_dictionary_texts.py dictionaries texts.txt.gz --queries queries.txt.gz
 
 Out of WordNet 3.0 (WordNet License) and the Collaborative International Dictionary of English 0.48 (GPL-3): single words with their
-definitions, bare definitions, examples of use, and encyclopedic sentences. The same files give the same texts in the same order.
+definitions, bare definitions, examples of use, and encyclopedic sentences. `--queries` makes another file of what people might type:
+names of things in common words, and questions after a definition. The same files give the same texts in the same order.
 """
 
+import argparse
 import gzip
 import random
 import re
-import sys
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 WORDS_MIN, WORDS_MAX = 5, 70
 SENTENCE_WORDS_MIN, SENTENCE_WORDS_MAX = 8, 60
+# A name of at most three words, each as often as this in the dictionaries' own texts, is one that people use.
+NAME_WORDS_MAX, COMMON = 3, 20
+QUESTION_WORDS_MIN, QUESTION_WORDS_MAX = 3, 22
+# By WordNet's lexicographer file: people (18), places (15), all else.
+QUESTIONS = {
+    "18": ("Who was the {gloss}?", "Which {gloss}?", "Who is called {name}?", "What is {name} known for?"),
+    "15": ("Where is {name}?", "What is the name of the {gloss}?", "Which {gloss}?", "How many people live in {name}?"),
+    "": ("What is {name}?", "What is the {gloss} called?", "Which kind of {gloss}?", "How does {name} work?", "Why is {name} important?"),
+}
 
 
 def as_sentence(text: str) -> str:
@@ -51,15 +62,48 @@ def gcide(path: Path) -> Iterator[str]:
                 yield whole
 
 
-def main() -> None:
-    source, out = Path(sys.argv[1]), Path(sys.argv[2])
-    sentences = list(dict.fromkeys(gcide(source / "usr/share/dictd/gcide.dict.dz")))
-    glosses = [text for text in dict.fromkeys(wordnet(source / "usr/share/wordnet")) if WORDS_MIN <= len(text.split()) <= WORDS_MAX]
-    texts = [*sentences, *glosses]
+def asked(folder: Path, texts: Iterable[str]) -> Iterator[str]:
+    """Names of things, all of whose words are common in `texts`, and a question about each thing."""
+    counts = Counter(word for text in texts for word in re.findall(r"[a-z]+", text.lower()))
+    generator = random.Random(0)  # noqa: S311  # a draw, not a secret
+    for line in (folder / "data.noun").read_text(encoding="utf-8").splitlines():
+        if line.startswith("  "):
+            continue
+        head, definition = line.split(" | ", 1)
+        _, kind, _, count, *fields = head.split()
+        names = [name.replace("_", " ") for name in fields[: 2 * int(count, 16) : 2]]
+        for name in names:
+            words = re.findall(r"[a-z]+", name.lower())
+            if 0 < len(words) <= NAME_WORDS_MAX and all(counts[word] >= COMMON for word in words):
+                yield name
+        gloss = re.sub(r"\([^)]*\)", "", definition.split(";")[0])
+        gloss = re.sub(r"^(a|an|the|any|one) ", "", " ".join(gloss.split()))
+        if QUESTION_WORDS_MIN <= len(gloss.split()) <= QUESTION_WORDS_MAX:
+            yield generator.choice(QUESTIONS.get(kind, QUESTIONS[""])).format(name=names[0], gloss=gloss)
+
+
+def write(path: Path, texts: list[str]) -> None:
     random.Random(0).shuffle(texts)  # noqa: S311  # an order, not a secret
-    with gzip.open(out, "wt", encoding="utf-8") as file:
+    with gzip.open(path, "wt", encoding="utf-8") as file:
         file.write("\n".join(texts) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("dictionaries", type=Path, help="the folder that the packages were unpacked in")
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--queries", type=Path, help="a second file, of names and questions")
+    arguments = parser.parse_args()
+    words = arguments.dictionaries / "usr/share/wordnet"
+    sentences = list(dict.fromkeys(gcide(arguments.dictionaries / "usr/share/dictd/gcide.dict.dz")))
+    glosses = [text for text in dict.fromkeys(wordnet(words)) if WORDS_MIN <= len(text.split()) <= WORDS_MAX]
+    texts = [*sentences, *glosses]
     print(f"{len(sentences)} sentences of GCIDE, {len(glosses)} texts of WordNet, {sum(len(text.split()) for text in texts)} words")
+    if arguments.queries:
+        queries = list(dict.fromkeys(asked(words, texts)))
+        print(f"{len(queries)} names and questions")
+        write(arguments.queries, queries)
+    write(arguments.out, texts)
 
 
 if __name__ == "__main__":

@@ -202,12 +202,13 @@ def test_layer_times_give_back_the_bodies_they_came_from() -> None:
 
 def test_what_depth_adds_is_added_to_a_pruned_body_too() -> None:
     def ms(sizes: Sequence[tuple[int, int]]) -> float:
-        return (1.1 if len(sizes) > 6 else 1.0) * (1.0 + sum(0.5 + 0.5 * heads + 0.004 * width for heads, width in sizes))
+        layer, unit = (0.8, 1.2) if len(sizes) > 6 else (0.5, 1.0)
+        return layer * len(sizes) + unit * sum(0.5 * heads + 0.004 * width for heads, width in sizes)
 
     bodies = probe_bodies(LARGE)
-    assert (bodies[-1].sizes, bodies[-1].vocabulary) == (LARGE.sizes, 4096)
+    assert [(body.sizes, body.vocabulary) for body in bodies[-2:]] == [(((8, 2048),) * 24, 4096), (LARGE.sizes, 4096)]
     times = fit_layer_times(bodies, [{8: ms(body.sizes)} for body in bodies])
-    for sizes in (LARGE.sizes, [(10, 2600)] * 24):
+    for sizes in (LARGE.sizes, [(10, 2600)] * 24, [(16, 1024)] * 12 + [(4, 4096)] * 12):
         assert times.body_ms(sizes, 8) == pytest.approx(ms(sizes))
 
 
@@ -216,7 +217,7 @@ def test_body_no_deeper_than_a_probe_is_not_timed_twice() -> None:
     assert [body.layers for body in bodies] == [6, 3, 6, 6, 6, 6]
 
 
-@pytest.mark.parametrize("slow", range(7))
+@pytest.mark.parametrize("slow", range(8))
 def test_one_probe_that_was_timed_too_slow_moves_a_ratio_by_little(slow: int) -> None:
     def ms(sizes: Sequence[tuple[int, int]]) -> float:
         return 1.0 + sum(0.5 + 0.5 * heads + 0.004 * width for heads, width in sizes)
@@ -226,7 +227,7 @@ def test_one_probe_that_was_timed_too_slow_moves_a_ratio_by_little(slow: int) ->
     times = fit_layer_times(bodies, [{8: each} for each in noisy])
     pruned = [(10, 2600)] * 24
     assert times.fixed[8] >= 0
-    assert times.body_ms(pruned, 8) / times.body_ms(LARGE.sizes, 8) == pytest.approx(ms(pruned) / ms(LARGE.sizes), rel=0.06)
+    assert times.body_ms(pruned, 8) / times.body_ms(LARGE.sizes, 8) == pytest.approx(ms(pruned) / ms(LARGE.sizes), rel=0.08)
 
 
 def test_probe_bodies_of_mpnet_say_which_position_biases_their_heads_read() -> None:

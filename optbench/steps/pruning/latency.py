@@ -9,7 +9,7 @@ from optbench.checkpoint import Body
 
 __all__ = ["FIT_VERSION", "LayerTimes", "fit_layer_times", "probe_bodies"]
 
-FIT_VERSION = 3
+FIT_VERSION = 4
 """Of `fit_layer_times`: tables of another are measured again."""
 
 # Layers of a probe body: the weights of six layers of 1024 are 75 MB in int8, past the last-level cache of most CPUs.
@@ -62,20 +62,26 @@ def _between(times: Mapping[int, Mapping[int, float]], size: int, length: int) -
 def probe_bodies(body: Body) -> list[Body]:
     """The bodies to time: two of the full shape that differ in depth, then one for each smaller attention and feed-forward part.
 
-    Where the body has more layers than a probe, it comes last with short tables: see `fit_layer_times`.
+    Where the body has more layers than a probe, it comes last with short tables, after itself at half its heads and widths: see
+    `fit_layer_times`.
     """
     layers = min(PROBE_LAYERS, max(2, body.layers))
     tables = {"vocabulary": min(PROBE_VOCABULARY, body.vocabulary), "positions": min(PROBE_POSITIONS, body.positions)}
     even = {"layers": layers, "layer_heads": None, "layer_feed_forward": None, "position_bias_heads": None}
     full = body.model_copy(update={**tables, **even})
     bodies = [full, full.model_copy(update={"layers": layers // 2})]
-    for heads in _sizes(body.heads):
-        columns = (tuple(range(heads)),) * layers if body.architecture == "MPNetModel" else None
-        bodies.append(full.model_copy(update={"layer_heads": (heads,) * layers, "position_bias_heads": columns}))
+    bodies += [_with_heads(full, heads) for heads in _sizes(body.heads)]
     bodies += [full.model_copy(update={"feed_forward": width}) for width in _sizes(body.feed_forward)]
     if body.layers > layers:
-        bodies.append(body.model_copy(update=tables))
+        whole = body.model_copy(update=tables)
+        half = _with_heads(whole, _sizes(body.heads)[0]).model_copy(update={"feed_forward": _sizes(body.feed_forward)[0]})
+        bodies += [half, whole]
     return bodies
+
+
+def _with_heads(body: Body, heads: int) -> Body:
+    columns = (tuple(range(heads)),) * body.layers if body.architecture == "MPNetModel" else None
+    return body.model_copy(update={"layer_heads": (heads,) * body.layers, "position_bias_heads": columns})
 
 
 def _sizes(full: int) -> list[int]:
@@ -89,8 +95,9 @@ def fit_layer_times(bodies: Sequence[Body], times: Sequence[Mapping[int, float]]
     noise of either by the layers of the whole body. What a layer takes without heads and neurons is counted half to each part:
     only sums are ever asked for.
 
-    A deep body takes longer than its layers: 24 of gte-large took up to 12 % longer than six foresaw, pruned or not. So where the whole
-    body comes last, all parts are multiplied by what brings it to its own time.
+    A deep body takes longer than its layers: 24 of gte-large took up to 12 % longer than six foresaw, more or less so when pruned. So
+    where two of full depth come last, what the sizes do not change is multiplied by one factor and what they do by another, so that both
+    bodies take their own times.
 
     Args:
         bodies: of `probe_bodies`.
@@ -108,7 +115,10 @@ def fit_layer_times(bodies: Sequence[Body], times: Sequence[Mapping[int, float]]
         measured = np.array([own[length] for own in times])
         parts, _ = nnls((design / measured[:, None])[probes], np.ones(len(probes)))
         if len(probes) < len(bodies):
-            parts *= measured[-1] / (design[-1] @ parts)
+            # Columns: a layer whatever its sizes, with the constant, and its heads and neurons.
+            deep = np.add.reduceat(design[-2:] * parts, [0, 2], axis=1)
+            factors, _ = nnls(deep / measured[-2:, None], np.ones(2))
+            parts *= np.repeat(factors, 2)
         fixed[length], layer, heads, width = map(float, parts)
         for part, whole in ((attention, heads), (feed_forward, width)):
             for size in part:
