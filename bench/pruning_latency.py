@@ -5,7 +5,7 @@
     python bench/pruning_latency.py exported/gte-large-small exported/gte-large
 
 The prediction is the one in the pruned artifact's newest record, from before the body was made; both artifacts are timed in
-alternation, in many processes each: where one lies in memory moved gte-large's pruned body between 16.0 and 18.9 ms at 16 tokens.
+alternation, in many processes each, as processes of one artifact differ by up to a fifth.
 """
 
 import argparse

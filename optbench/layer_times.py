@@ -17,8 +17,8 @@ from optbench.steps.pruning.latency import LayerTimes, fit_layer_times, probe_bo
 
 __all__ = ["obtain_layer_times"]
 
-# A probe's difference to the next is some tenths of a millisecond, and where a process lies in memory moves it by more than rounds do:
-# gte-large's pruned body was foreseen 7 and 13 % too fast at 8 and 16 tokens from 9 rounds in 3 processes, within 4 % from 12 in 6.
+# A probe's difference to the next is some tenths of a millisecond, and processes of one artifact differ by up to a fifth: three rounds in
+# each of six.
 ROUNDS = 18
 PROCESSES = 6
 

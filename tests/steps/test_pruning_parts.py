@@ -212,6 +212,12 @@ def test_what_depth_adds_is_added_to_a_pruned_body_too() -> None:
         assert times.body_ms(sizes, 8) == pytest.approx(ms(sizes))
 
 
+def test_probe_at_half_of_a_pruned_body_is_even() -> None:
+    pruned = LARGE.model_copy(update={"layer_heads": (16, 9) * 12, "layer_feed_forward": (4096, 2112) * 12})
+    half, whole = probe_bodies(pruned)[-2:]
+    assert (set(half.sizes), whole.sizes) == ({(8, 2048)}, pruned.sizes)
+
+
 def test_body_no_deeper_than_a_probe_is_not_timed_twice() -> None:
     bodies = probe_bodies(LARGE.model_copy(update={"layers": 6}))
     assert [body.layers for body in bodies] == [6, 3, 6, 6, 6, 6]

@@ -74,8 +74,8 @@ def probe_bodies(body: Body) -> list[Body]:
     bodies += [full.model_copy(update={"feed_forward": width}) for width in _sizes(body.feed_forward)]
     if body.layers > layers:
         whole = body.model_copy(update=tables)
-        half = _with_heads(whole, _sizes(body.heads)[0]).model_copy(update={"feed_forward": _sizes(body.feed_forward)[0]})
-        bodies += [half, whole]
+        narrow = whole.model_copy(update={"feed_forward": _sizes(body.feed_forward)[0], "layer_feed_forward": None})
+        bodies += [_with_heads(narrow, _sizes(body.heads)[0]), whole]
     return bodies
 
 
