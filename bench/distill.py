@@ -117,7 +117,8 @@ def main() -> None:
         options = {"minutes": arguments.minutes, "epochs": 20, **arguments.options}
         context = StepContext(scratch=folder, machine=read_machine(), base=base, judged=judged)
         report = Distill.model_validate({"texts": texts, **options}).run(student, out, context)
-        print(json.dumps({"options": {**options, "texts": [str(path) for path in arguments.texts]}, **report.facts}), flush=True)
+        named = [*([] if arguments.no_chorus else ["chorus"]), *map(str, arguments.texts)]
+        print(json.dumps({"options": {**options, "texts": named}, **report.facts}), flush=True)
         print("| model | task | both sides, % | query-side, % | cosine mean / min |\n| --- | --- | ---: | ---: | ---: |")
         whole = embed(base.path, tested)
         print_rows("pruned", whole, embed(student.path, tested), loaded)

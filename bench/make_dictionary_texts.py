@@ -35,14 +35,20 @@ def as_sentence(text: str) -> str:
     return text[0].upper() + text[1:] + ("" if text[-1] in ".!?" else ".") if text else ""
 
 
+def synsets(folder: Path, part_of_speech: str) -> Iterator[tuple[str, list[str], str]]:
+    """The number of each one's lexicographer file, its words, and its gloss: definitions and quoted examples."""
+    for line in (folder / f"data.{part_of_speech}").read_text(encoding="utf-8").splitlines():
+        if not line.startswith("  "):
+            head, gloss = line.split(" | ", 1)
+            _, kind, _, count, *fields = head.split()
+            yield kind, [word.replace("_", " ") for word in fields[: 2 * int(count, 16) : 2]], gloss
+
+
 def wordnet(folder: Path) -> Iterator[str]:
     """`run 3: a score in baseball ...` as one text with its word or without, and each example as a sentence."""
     for part_of_speech in ("noun", "verb", "adj", "adv"):
-        for line in (folder / f"data.{part_of_speech}").read_text(encoding="utf-8").splitlines():
-            if line.startswith("  "):
-                continue
-            head, gloss = line.split(" | ", 1)
-            word = head.split()[4].replace("_", " ").split("(")[0]
+        for _, words, gloss in synsets(folder, part_of_speech):
+            word = words[0].split("(")[0]
             parts = [part.strip() for part in gloss.split(";")]
             definition = "; ".join(part for part in parts if not part.startswith('"'))
             yield f"{word}: {definition}"
@@ -66,12 +72,7 @@ def asked(folder: Path, texts: Iterable[str]) -> Iterator[str]:
     """Names of things, all of whose words are common in `texts`, and a question about each thing."""
     counts = Counter(word for text in texts for word in re.findall(r"[a-z]+", text.lower()))
     generator = random.Random(0)  # noqa: S311  # a draw, not a secret
-    for line in (folder / "data.noun").read_text(encoding="utf-8").splitlines():
-        if line.startswith("  "):
-            continue
-        head, definition = line.split(" | ", 1)
-        _, kind, _, count, *fields = head.split()
-        names = [name.replace("_", " ") for name in fields[: 2 * int(count, 16) : 2]]
+    for kind, names, definition in synsets(folder, "noun"):
         for name in names:
             words = re.findall(r"[a-z]+", name.lower())
             if 0 < len(words) <= NAME_WORDS_MAX and all(counts[word] >= COMMON for word in words):

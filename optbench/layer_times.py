@@ -1,4 +1,4 @@
-"""The latency of a body's parts on this machine: small bodies with random weights and a whole one go through a recipe's own steps.
+"""The latency of a body's parts on this machine: bodies with random weights go through a recipe's own steps, small ones and deep ones.
 
 They are timed once for a machine, an engine, a body and a recipe's remaining steps; the table is kept in the cache beside the artifacts.
 """

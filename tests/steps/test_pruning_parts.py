@@ -233,7 +233,7 @@ def test_one_probe_that_was_timed_too_slow_moves_a_ratio_by_little(slow: int) ->
     times = fit_layer_times(bodies, [{8: each} for each in noisy])
     pruned = [(10, 2600)] * 24
     assert times.fixed[8] >= 0
-    assert times.body_ms(pruned, 8) / times.body_ms(LARGE.sizes, 8) == pytest.approx(ms(pruned) / ms(LARGE.sizes), rel=0.08)
+    assert times.body_ms(pruned, 8) / times.body_ms(LARGE.sizes, 8) == pytest.approx(ms(pruned) / ms(LARGE.sizes), rel=0.06)
 
 
 def test_probe_bodies_of_mpnet_say_which_position_biases_their_heads_read() -> None:
