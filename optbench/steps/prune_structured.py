@@ -36,7 +36,7 @@ class PruneStructured(BaseStep):
 
     takes: ClassVar[frozenset[Kind]] = frozenset({Kind.CHECKPOINT})
     gives: ClassVar[Kind] = Kind.CHECKPOINT
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers", "tokenizers", "numpy")
     needs_calibration: ClassVar[bool] = True
 
@@ -49,7 +49,13 @@ class PruneStructured(BaseStep):
     at_tokens: int | None = Field(default=None, ge=1, description="The one length that the latency holds for; one of the workload's.")
     rounds: int = Field(default=2, ge=1, le=20, description="In how many rounds of scoring, removing and refitting the budget is reached.")
     round_to: int = Field(default=64, ge=1, le=1024, description="Widths of heads together and of feed-forward parts are multiples of it.")
-    damping: float = Field(default=0.01, gt=0, le=10, description="Share of the mean second moment that is added to moments and refits.")
+    damping: float = Field(default=0.01, gt=0, le=10, description="Share of the mean second moment that is added to the scores' moments.")
+    refit_damping: float = Field(
+        default=0.1, gt=0, le=10, description="Share of the mean second moment that holds weights in a refit; the fewer texts, the more."
+    )
+    lasting: float = Field(
+        default=0.33, gt=0, le=1, description="Share of the first layer's loss that the layers behind it do not make good; 1 at the last."
+    )
     probes: int = Field(default=1, ge=1, le=64, description="Random directions of each text's embedding whose gradients weigh the errors.")
     drop_layers: bool = Field(default=True, description="Whether whole layers may go.")
     int8: bool = Field(default=False, description="The model will run in static int8: a unit that goes takes its rounding error along.")
@@ -145,6 +151,8 @@ class PruneStructured(BaseStep):
             costs=costs,
             round_to=self.round_to,
             damping=self.damping,
+            refit_damping=self.refit_damping,
+            lasting=self.lasting,
             probes=self.probes,
             drop_layers=self.drop_layers,
             int8=self.int8,

@@ -119,6 +119,14 @@ def test_texts_of_files_are_calibrated_on_and_hang_the_key_on_what_is_judged(tmp
     assert key(step, "one task") != before
 
 
+def test_less_that_lasts_takes_more_from_the_first_layers(tmp_path: Path, source: Artifact) -> None:
+    for lasting in (1.0, 0.05):
+        prune(source, tmp_path / str(lasting), keep_flops=0.6, drop_layers=False, rounds=1, lasting=lasting)
+    even, uneven = (read_body(tmp_path / str(lasting)).sizes for lasting in (1.0, 0.05))
+    assert sum(uneven[0]) < sum(even[0])
+    assert sum(uneven[-1]) > sum(even[-1])
+
+
 def test_layer_that_does_nothing_is_dropped(tmp_path: Path, source: Artifact) -> None:
     folder = tmp_path / "idle"
     model = load_torch_model(source.path)

@@ -104,7 +104,10 @@ class Pruner:
         pooling: `mean` or `cls`.
         costs: what sizes cost.
         round_to: heads times head size, and feed-forward widths, are multiples of it.
-        damping: of moments and refits, a share of the mean second moment.
+        damping: of the moments that units are scored by, a share of the mean second moment.
+        refit_damping: the same of the refits.
+        lasting: share of what the first layer loses that the layers behind it do not make good; at the last layer all of it lasts, and
+            between them it grows by the same factor from layer to layer.
         probes: random directions of the embedding a text, whose gradients weigh errors.
         drop_layers: whether whole layers may go.
         int8: whether the model will run in static int8, so that a unit takes the error of its rounding along.
@@ -120,6 +123,8 @@ class Pruner:
     costs: Costs
     round_to: int
     damping: float
+    refit_damping: float
+    lasting: float
     probes: int
     drop_layers: bool
     int8: bool
@@ -148,6 +153,7 @@ class Pruner:
         sensitivity, weights = self._probe()
         options, curves, layers = [], [], encoder_layers(self.model)
         drops = self._drop_errors() if self.drop_layers else [float("inf")] * len(self.origins)
+        lasting = (self.lasting ** np.linspace(0, 1, len(self.origins))[::-1]).tolist()
         for index, (inputs, layer) in enumerate(self._walk_inputs(weights)):
             self.progress(f"scoring layer {index}", begin + span * (0.3 + 0.3 * index / len(self.origins)))
             attention, feed_forward = self._curves(layer, inputs, sensitivity[index], index)
@@ -156,9 +162,9 @@ class Pruner:
             widths = [layer.feed_forward - step * feed_forward.step for step in range(len(feed_forward.errors))]
             options.append(
                 LayerOptions(
-                    Part(tuple(self.costs.attention(size) for size in heads), attention.errors),
-                    Part(tuple(self.costs.feed_forward(size) for size in widths), feed_forward.errors),
-                    drops[index],
+                    Part(tuple(self.costs.attention(size) for size in heads), _scaled(attention.errors, lasting[index])),
+                    Part(tuple(self.costs.feed_forward(size) for size in widths), _scaled(feed_forward.errors, lasting[index])),
+                    drops[index] * lasting[index],
                 )
             )
         choices = allocate(options, budget - self.costs.fixed)
@@ -310,7 +316,8 @@ class Pruner:
                 block = self.whole.encoder.layer[at]
                 wholes = [run_block(self.whole, block, *each) for each in zip(wholes, self.batches, strict=True)]
                 at += 1
-            token_weights = [batch_weights[kept[place]] for batch_weights in weights]
+            # Roots: the weights themselves leave most of the fit to the few tokens of short texts.
+            token_weights = [(first.sqrt(), second.sqrt()) for first, second in (batch_weights[kept[place]] for batch_weights in weights)]
             wholes, smalls = self._refit_layer(place, origin, wholes, smalls, token_weights)
             at += 1
         return smalls
@@ -343,13 +350,13 @@ class Pruner:
             seen = whole[batch.mask]
             wanted = [linear(seen)[:, rows] for linear in (model_layer.query, model_layer.key, model_layer.value)]
             projections.add(residual, torch.cat(wanted, dim=1), first)
-        projections.solve_into((layer.query, layer.key, layer.value), self.damping, f"{where} projections")
+        projections.solve_into((layer.query, layer.key, layer.value), self.refit_damping, f"{where} projections")
 
         contexts = [layer_context(self.model, place, *each) for each in zip(smalls, self.batches, strict=True)]
         attention = Normal(layer.projection.in_features, layer.projection.out_features)
         for context, residual, target, (first, _) in zip(contexts, residuals, targets, weights, strict=True):
             attention.add(context, target.attention_sum - residual, first)
-        attention.solve_into((layer.projection,), self.damping, f"{where} attention")
+        attention.solve_into((layer.projection,), self.refit_damping, f"{where} attention")
 
         middles = [
             layer.attention_norm(layer.projection(context) + residual) for context, residual in zip(contexts, residuals, strict=True)
@@ -357,17 +364,21 @@ class Pruner:
         up = Normal(layer.up.in_features, layer.up.out_features)
         for middle, target, (_, second) in zip(middles, targets, weights, strict=True):
             up.add(middle, model_layer.up(target.middle)[:, self.neurons[origin]], second)
-        up.solve_into((layer.up,), self.damping, f"{where} up projection")
+        up.solve_into((layer.up,), self.refit_damping, f"{where} up projection")
 
         actives = [self.model.encoder.layer[place].intermediate(middle) for middle in middles]
         down = Normal(layer.down.in_features, layer.down.out_features)
         for active, middle, target, (_, second) in zip(actives, middles, targets, weights, strict=True):
             down.add(active, target.output_sum - middle, second)
-        down.solve_into((layer.down,), self.damping, f"{where} down projection")
+        down.solve_into((layer.down,), self.refit_damping, f"{where} down projection")
 
         wholes = [_spread(model_layer.output_norm(target.output_sum), batch) for target, batch in zip(targets, self.batches, strict=True)]
         sums = [layer.down(active) + middle for active, middle in zip(actives, middles, strict=True)]
         return wholes, [_spread(layer.output_norm(each), batch) for each, batch in zip(sums, self.batches, strict=True)]
+
+
+def _scaled(errors: Sequence[float], factor: float) -> tuple[float, ...]:
+    return tuple(error * factor for error in errors)
 
 
 def _error(option: LayerOptions, choice: Choice) -> float:
