@@ -54,7 +54,7 @@ class PruneStructured(BaseStep):
         default=0.1, gt=0, le=10, description="Share of the mean second moment that holds weights in a refit; the fewer texts, the more."
     )
     lasting: float = Field(
-        default=0.33, gt=0, le=1, description="Share of the first layer's loss that the layers behind it do not make good; 1 at the last."
+        default=0.6, gt=0, le=1, description="Share of the first layer's loss that the layers behind it do not make good; 1 at the last."
     )
     probes: int = Field(default=1, ge=1, le=64, description="Random directions of each text's embedding whose gradients weigh the errors.")
     drop_layers: bool = Field(default=True, description="Whether whole layers may go.")
