@@ -127,6 +127,17 @@ def test_less_that_lasts_takes_more_from_the_first_layers(tmp_path: Path, source
     assert sum(uneven[-1]) > sum(even[-1])
 
 
+def test_refit_damping_holds_the_weights_from_the_calibration_texts(tmp_path: Path, source: Artifact) -> None:
+    def fit(damping: float) -> tuple[object, torch.Tensor]:
+        out = tmp_path / str(damping)
+        prune(source, out, keep_flops=0.6, drop_layers=False, rounds=1, refit_damping=damping)
+        return read_body(out).sizes, (embed(out, TEXTS) * embed(source.path, TEXTS)).sum(1).mean()
+
+    (held_sizes, held), (free_sizes, free) = fit(10.0), fit(0.001)
+    assert held_sizes == free_sizes
+    assert held < free
+
+
 def test_layer_that_does_nothing_is_dropped(tmp_path: Path, source: Artifact) -> None:
     folder = tmp_path / "idle"
     model = load_torch_model(source.path)

@@ -58,7 +58,8 @@ class RoundResult:
     Attributes:
         sizes: heads and feed-forward width of each layer that is left.
         dropped: numbers, in the whole model, of layers that this round dropped.
-        predicted: the squared distance of unit embeddings to the whole model's that the scores foresaw.
+        predicted: the squared distance of unit embeddings that the scores foresaw of this round's removals, less what later layers
+            are taken to make good (`Pruner.lasting`).
         cosine: to the whole model, mean over the calibration texts, measured afterwards.
     """
 
