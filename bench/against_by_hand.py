@@ -14,17 +14,17 @@ from pathlib import Path
 import platformdirs
 
 import optbench  # noqa: F401  # first: it keeps openvino's telemetry from loading
-from optbench.artifact import Artifact, Kind, copy_companions, open_artifact
+from optbench.artifact.folder import Artifact, Kind, copy_companions, open_artifact
 from optbench.encoder import choose_engine
 from optbench.engines import OnnxRuntime, OpenVino
 from optbench.measure.latency import Cell, measure_latency
-from optbench.plan import Cache
-from optbench.recipe import Recipe
-from optbench.recipe_file import load_recipe
-from optbench.runner import Silent
-from optbench.stages import calibration_texts, make_base, make_stage
+from optbench.model.tokenizer import encode_batch, load_tokenizer
+from optbench.recipe.load import load_recipe
+from optbench.recipe.schema import Recipe
+from optbench.run.apply import Silent
+from optbench.run.make import calibration_texts, make_base, make_stage
+from optbench.run.plan import Cache
 from optbench.steps import ExportOnnx
-from optbench.tokenizer import encode_batch, load_tokenizer
 
 
 def quantize_openvino(export: Artifact, recipe: Recipe, out: Path) -> None:

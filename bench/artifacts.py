@@ -4,14 +4,15 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from optbench.artifact import Artifact, Weights
+from optbench.artifact.folder import Artifact, Weights
 from optbench.cli.options import cache_at
-from optbench.machine import free_disk, read_machine
-from optbench.plan import Cache, make_plan
-from optbench.recipe import Recipe
-from optbench.recipe_file import load_recipe
-from optbench.runner import Silent
-from optbench.stages import calibration_texts, make_base, make_stage
+from optbench.machine.cpu import read_machine
+from optbench.machine.disk import free_disk
+from optbench.recipe.load import load_recipe
+from optbench.recipe.schema import Recipe
+from optbench.run.apply import Silent
+from optbench.run.make import calibration_texts, make_base, make_stage
+from optbench.run.plan import Cache, make_plan
 from optbench.steps import ExportOnnx
 
 __all__ = ["ROOT", "Made", "make_artifacts", "user_cache"]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from optbench.tune.floor import ProbeResult, probe
+from optbench.machine.floor import ProbeResult, probe
 
 PEERS = Path(__file__).parent / "peers"
 

@@ -21,16 +21,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from optbench.artifact import Artifact, Kind, seal
-from optbench.machine import read_machine
+from optbench.artifact.folder import Artifact, Kind, seal
+from optbench.machine.cpu import read_machine
 from optbench.measure.accuracy import Encode, accuracy_change, measure_accuracy
 from optbench.measure.statistics import Change
+from optbench.model.tokenizer import encode_batch, load_tokenizer
+from optbench.model.torch_model import build_module
 from optbench.steps.base import StepContext
 from optbench.steps.distill import Distill
 from optbench.tasks import JudgedTexts, PairData, RetrievalData, judged_texts, parse_task
 from optbench.tasks.corpus import read_corpus
-from optbench.tokenizer import encode_batch, load_tokenizer
-from optbench.torch_model import build_module
 
 TASKS = ("chorus", "xquadr/en.json", "xquadr/de.json", "stsb/stsb-en-test.csv")
 BATCH = 64

@@ -12,16 +12,16 @@ from pathlib import Path
 
 import platformdirs
 
-from optbench.evidence import NumbersGauge
 from optbench.measure.accuracy import AccuracyResult
-from optbench.plan import Cache
-from optbench.recipe import Targets
-from optbench.recipe_file import load_recipe
-from optbench.runner import Silent
-from optbench.stages import make_base, make_stage
+from optbench.recipe.load import load_recipe
+from optbench.recipe.schema import Targets
+from optbench.record.verdict import Outcome, accuracy_findings
+from optbench.run.apply import Silent
+from optbench.run.make import make_base, make_stage
+from optbench.run.measure import NumbersGauge
+from optbench.run.plan import Cache
 from optbench.steps import ExportOnnx, QuantizeDynamic
 from optbench.tasks import Beir
-from optbench.verdict import Outcome, accuracy_findings
 
 LIMIT = 0.01
 

@@ -23,15 +23,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from optbench.artifact import Kind, seal
-from optbench.machine import read_machine
+from optbench.artifact.folder import Kind, seal
+from optbench.machine.cpu import read_machine
 from optbench.measure.accuracy import accuracy_change, measure_accuracy
+from optbench.model.tokenizer import encode_batch, load_tokenizer
+from optbench.model.torch_model import build_module
 from optbench.steps.base import StepContext
 from optbench.steps.finetune import Finetune
 from optbench.tasks import JudgedTexts, RetrievalData, parse_task
 from optbench.tasks.base import normalize_text
-from optbench.tokenizer import encode_batch, load_tokenizer
-from optbench.torch_model import build_module
 
 BATCH = 64
 

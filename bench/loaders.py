@@ -14,15 +14,15 @@ from pathlib import Path
 import platformdirs
 
 import optbench  # noqa: F401  # first: it keeps openvino's telemetry from loading
-from optbench.artifact import Kind
-from optbench.extending import extend
+from optbench.artifact.folder import Kind
+from optbench.cli.terminal import print_tables
 from optbench.loaders.conformance import LOADERS, check_loaders, loader_table, loader_texts
-from optbench.plan import Cache
-from optbench.recipe_file import load_recipe
-from optbench.runner import Silent
-from optbench.stages import calibration_texts, make_base, make_stage
+from optbench.loaders.second_graph import extend
+from optbench.recipe.load import load_recipe
+from optbench.run.apply import Silent
+from optbench.run.make import calibration_texts, make_base, make_stage
+from optbench.run.plan import Cache
 from optbench.steps import CompressWeights, ConvertOpenvino, ExportOnnx, QuantizeDynamic, QuantizeStatic, QuantizeStaticQdq, Step
-from optbench.terminal import print_tables
 
 # Each ends in one format. An ONNX graph is converted for the loaders of the other; beside an IR lies the fp32 ONNX graph.
 VARIANTS: dict[str, tuple[Step, ...]] = {

@@ -19,14 +19,14 @@ from pathlib import Path
 
 import numpy as np
 
-from optbench.artifact import Artifact, Kind, seal
-from optbench.base_source import PackageSource, PathSource, parse_source
-from optbench.checkpoint import read_body
+from optbench.artifact.folder import Artifact, Kind, seal
+from optbench.base.source import PackageSource, PathSource, parse_source
 from optbench.engines import OpenVino
-from optbench.machine import read_machine
+from optbench.machine.cpu import read_machine
 from optbench.measure.accuracy import Index, Side, accuracy_change, embed_texts, measure_accuracy
 from optbench.measure.encoding import TextEncoder
 from optbench.measure.statistics import Change
+from optbench.model.checkpoint import read_body
 from optbench.steps import BaseStep, ConvertOpenvino, ExportOnnx, PruneStructured
 from optbench.steps.base import StepContext, StepReport
 from optbench.tasks import JudgedTexts, PairData, RetrievalData, judged_texts, parse_task

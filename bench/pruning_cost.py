@@ -10,10 +10,10 @@ from pathlib import Path
 
 import platformdirs
 
-from optbench.plan import Cache
-from optbench.recipe_file import load_recipe
-from optbench.runner import Silent
-from optbench.stages import calibration_texts, make_base, make_stage
+from optbench.recipe.load import load_recipe
+from optbench.run.apply import Silent
+from optbench.run.make import calibration_texts, make_base, make_stage
+from optbench.run.plan import Cache
 from optbench.steps import PruneStructured
 
 

@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 from pydantic import JsonValue
 
-from optbench.artifact import open_artifact
+from optbench.artifact.folder import open_artifact
 from optbench.encoder import choose_engine
 from optbench.measure.latency import Cell, measure_latency
-from optbench.record import newest_record
+from optbench.record.record import newest_record
 
 
 def by_length(fact: JsonValue) -> dict[int, float]:

@@ -8,12 +8,12 @@ The text between the two `results` marks is replaced, and the figure that stands
 from collections.abc import Sequence
 from pathlib import Path
 
-from optbench.record import Record, newest_record
+from optbench.record.record import Record, newest_record
+from optbench.record.verdict import fastest_baseline, judge
 from optbench.report.accuracy import accuracy_table
 from optbench.report.page import save_figure
 from optbench.report.plots import headline_plot
 from optbench.report.table import Table, latency_interval, reading_length, to_markdown, tradeoff_table
-from optbench.verdict import fastest_baseline, judge
 
 ROOT = Path(__file__).parent.parent
 FIGURE = "docs/speedup.svg"

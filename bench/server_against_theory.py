@@ -19,8 +19,8 @@ from decimal import Decimal, localcontext
 
 import numpy as np
 
-from optbench.measure.arrivals import SystemClock, poisson_arrivals
-from optbench.measure.scenarios import server
+from optbench.measure.load.arrivals import SystemClock, poisson_arrivals
+from optbench.measure.load.scenarios import server
 
 MS = 1_000_000
 LOADS = (0.5, 0.7, 0.9)

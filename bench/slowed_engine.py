@@ -18,22 +18,22 @@ from typing import Any
 
 import platformdirs
 
-from optbench.adhoc import ROUNDS_A_PROCESS
-from optbench.artifact import Artifact, open_artifact
-from optbench.checkpoint import read_body
-from optbench.comparison import percent_cells
-from optbench.evidence import baseline_cells
-from optbench.gate import GateResult, gate
-from optbench.measure.environment import check_environment
+from optbench.artifact.folder import Artifact, open_artifact
+from optbench.machine.worker import Worker
 from optbench.measure.latency import PROCESSES, Cell, Timing, answer_rounds, random_inputs, time_in_rounds
-from optbench.plan import Cache
-from optbench.recipe import Recipe
-from optbench.recipe_file import load_recipe
-from optbench.record import Record, newest_record
-from optbench.runner import Silent
-from optbench.stages import make_base, make_stage
+from optbench.measure.machine_state import check_environment
+from optbench.model.checkpoint import read_body
+from optbench.recipe.load import load_recipe
+from optbench.recipe.schema import Recipe
+from optbench.record.compare import percent_cells
+from optbench.record.gate import GateResult, gate
+from optbench.record.record import Record, newest_record
+from optbench.run.apply import Silent
+from optbench.run.make import make_base, make_stage
+from optbench.run.measure import baseline_cells
+from optbench.run.plan import Cache
+from optbench.run.standalone import ROUNDS_A_PROCESS
 from optbench.steps import ExportOnnx
-from optbench.worker import Worker
 
 # The name of the run, the share that its engine is slowed by, and the share that the gate allows.
 RUNS = (("the same again", 0.0, 0.05), ("3 % slower", 0.03, 0.05), ("3 % slower", 0.03, 0.03), ("10 % slower", 0.1, 0.05))
@@ -61,7 +61,7 @@ def timed(cells: Sequence[Cell], lengths: Sequence[int], rounds: int, slower: fl
 
     def start(cell: Cell, share: float) -> Worker:
         payload = {"cell": cell.model_dump(mode="json"), "lengths": lengths, "slower": share}
-        return Worker("bench.slowed_engine:serve_slowed", payload)
+        return Worker(serve_slowed, payload)
 
     shares = [*[0.0] * (len(cells) - 1), slower]
     models = [(cell.label, partial(start, cell, share)) for cell, share in zip(cells, shares, strict=True)]

@@ -13,27 +13,19 @@ from pathlib import Path
 import platformdirs
 
 import optbench  # noqa: F401  # first: it keeps openvino's telemetry from loading
-from optbench.artifact import Artifact
+from optbench.artifact.folder import Artifact
 from optbench.encoder import load
 from optbench.engines import Engine, OnnxRuntime, OpenVino, Torch
-from optbench.evidence import sample_texts
-from optbench.machine import read_machine
+from optbench.machine.cpu import read_machine
 from optbench.measure.stability import Changes, Stability, measure_stability
-from optbench.plan import Cache
-from optbench.recipe import Recipe
-from optbench.recipe_file import load_recipe
+from optbench.recipe.load import load_recipe
+from optbench.recipe.schema import Recipe
 from optbench.report.table import Table, to_markdown
-from optbench.runner import Silent
-from optbench.stages import calibration_texts, make_base, make_stage
-from optbench.steps import (
-    CompressWeights,
-    ConvertOpenvino,
-    ExportOnnx,
-    QuantizeDynamic,
-    QuantizeStatic,
-    QuantizeStaticQdq,
-    Step,
-)
+from optbench.run.apply import Silent
+from optbench.run.make import calibration_texts, make_base, make_stage
+from optbench.run.measure import sample_texts
+from optbench.run.plan import Cache
+from optbench.steps import CompressWeights, ConvertOpenvino, ExportOnnx, QuantizeDynamic, QuantizeStatic, QuantizeStaticQdq, Step
 
 CHANGES: tuple[Changes, ...] = ("order", "padding", "batch", "threads", "isa")
 TO_ONNX: tuple[Step, ...] = (ExportOnnx(),)

@@ -21,13 +21,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from optbench.artifact import Artifact, Kind, seal
+from optbench.artifact.folder import Artifact, Kind, seal
 from optbench.engines import Torch
 from optbench.engines.base import Session
 from optbench.measure.accuracy import measure_accuracy
 from optbench.measure.encoding import TextEncoder, serve_texts
+from optbench.model.tokenizer import load_tokenizer
 from optbench.tasks import Beir
-from optbench.tokenizer import load_tokenizer
 
 DIMENSION = 384
 TOKENS = 16
@@ -57,7 +57,7 @@ def serve_stub(payload: dict[str, Any], progress: Callable[[str, float | None], 
 class StubEncoder(TextEncoder):
     """A text encoder whose process runs the stub."""
 
-    target = "bench.stream_corpus:serve_stub"
+    serve = staticmethod(serve_stub)
 
     @property
     def pid(self) -> int:

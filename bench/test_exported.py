@@ -19,13 +19,13 @@ import numpy as np
 import pytest
 
 from bench.artifacts import ROOT, Made, make_artifacts, user_cache
-from optbench.artifact import Artifact, open_artifact
+from optbench.artifact.folder import Artifact, open_artifact
 from optbench.encoder import choose_engine
 from optbench.engines import Engine, OnnxRuntime, OpenVino, Session, Torch
-from optbench.measure.environment import check_environment
-from optbench.recipe import Recipe
-from optbench.recipe_file import load_recipe
-from optbench.tune.floor import ProbeResult, floor_ms
+from optbench.machine.floor import ProbeResult, floor_ms
+from optbench.measure.machine_state import check_environment
+from optbench.recipe.load import load_recipe
+from optbench.recipe.schema import Recipe
 
 EXPORTED = ROOT / "exported"
 MADE = ("minilm-l6", "gte-large")

@@ -16,15 +16,15 @@ from pathlib import Path
 
 import numpy as np
 
-from optbench.artifact import Kind, seal
-from optbench.checkpoint import Body, Description, Prompts, write_layout
-from optbench.machine import read_machine
-from optbench.safetensors_file import encode_header
+from optbench.artifact.folder import Kind, seal
+from optbench.machine.cpu import read_machine
+from optbench.machine.worker import peak_rss_bytes
+from optbench.model.checkpoint import Body, Description, Prompts, write_layout
+from optbench.model.safetensors import encode_header
+from optbench.model.tokenizer import load_tokenizer
 from optbench.steps import StepContext, TrimVocabulary
 from optbench.tasks import Sts, XquadR
 from optbench.tasks.base import PairData, RetrievalData
-from optbench.tokenizer import load_tokenizer
-from optbench.worker import peak_rss_bytes
 
 LANGUAGES = ("en", "fr", "de")
 ROWS = 250_002

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from optbench.encoder import Encoder, load
-    from optbench.recipe import Recipe
-    from optbench.recipe_file import load_recipe
-    from optbench.runner import Options, apply
+    from optbench.recipe.load import load_recipe
+    from optbench.recipe.schema import Recipe
+    from optbench.run.apply import Options, apply
 
 # `import openvino` and nncf send usage events over the network through this module, and do without where it is missing.
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
@@ -24,7 +24,14 @@ sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 __version__ = "0.1.0"
 __all__ = ["Encoder", "Options", "Recipe", "apply", "load", "load_recipe"]
 
-_HOMES = {"Encoder": "encoder", "load": "encoder", "Recipe": "recipe", "load_recipe": "recipe", "Options": "runner", "apply": "runner"}
+_HOMES = {
+    "Encoder": "encoder",
+    "load": "encoder",
+    "Recipe": "recipe.schema",
+    "load_recipe": "recipe.load",
+    "Options": "run.apply",
+    "apply": "run.apply",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
-from optbench.artifact import Artifact, open_artifact
-from optbench.checkpoint import describe, read_json, read_named_prompts
+from optbench.artifact.folder import Artifact, open_artifact
 from optbench.engines import Engine, default_engine
 from optbench.errors import ArtifactError, BaseModelError, EngineError
-from optbench.tokenizer import encode_batch, load_tokenizer
+from optbench.model.checkpoint import describe, read_json, read_named_prompts
+from optbench.model.tokenizer import encode_batch, load_tokenizer
 
 __all__ = ["ENGINE_FILE", "Encoder", "choose_engine", "load"]
 

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
-from optbench.artifact import Artifact, Kind, Weights, seal
-from optbench.checkpoint import Body, Description, Prompts, write_layout
+from optbench.artifact.folder import Artifact, Kind, Weights, seal
 from optbench.engines.onednn import stay_off_amx
-from optbench.machine import read_machine
+from optbench.machine.cpu import read_machine
 from optbench.measure.accuracy import AccuracyResult
 from optbench.measure.footprint import MemorySample
 from optbench.measure.latency import Timing
-from optbench.recipe_file import load_recipe
-from optbench.record import Point, Record
+from optbench.model.checkpoint import Body, Description, Prompts, write_layout
+from optbench.recipe.load import load_recipe
+from optbench.record.record import Point, Record
 from optbench.steps.base import StepContext, StepReport
 from optbench.steps.convert_openvino import ConvertOpenvino
 from optbench.steps.export_onnx import ExportOnnx

@@ -23,13 +23,14 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from optbench import adhoc, cli
-from optbench.artifact import Artifact, Kind
+from optbench import cli
+from optbench.artifact.folder import Artifact, Kind
 from optbench.measure.latency import measure_latency
-from optbench.record import Record
-from optbench.reference import render_reference
-from optbench.runner import export_artifact
-from optbench.verdict import judge
+from optbench.recipe.reference import render_reference
+from optbench.record.record import Record
+from optbench.record.verdict import judge
+from optbench.run import standalone as adhoc
+from optbench.run.apply import export_artifact
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "docs" / "guide.md"]

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from optbench.artifact import MANIFEST, Artifact, Kind, seal
+from optbench.artifact.folder import MANIFEST, Artifact, Kind, seal
 from optbench.encoder import ENGINE_FILE, Encoder, load
 from optbench.engines import OnnxRuntime, OpenVino, Session
 from optbench.errors import ArtifactError, EngineError

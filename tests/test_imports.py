@@ -31,67 +31,29 @@ HEAVY = (
     "accelerate",
 )
 
-FOUNDATION = {"errors", "artifact", "machine"}
-MODEL = {"checkpoint", "tokenizer", "torch_model", "worker"}
-BASE = {"base_model", "base_hub", "base_layout", "base_source", "random_tokenizer", "random_weights", "safetensors_file"}
-RUN = {
-    "recipe",
-    "recipe_file",
-    "plan",
-    "record",
-    "verdict",
-    "boxes",
+# DESIGN's order: a room imports itself and the rooms before it, never one after it. There are no exceptions.
+ROOMS = (
+    "errors",
+    "machine",
+    "artifact",
+    "model",
+    "base",
+    "tasks",
+    "engines",
     "encoder",
     "steps",
-    "engines",
+    "recipe",
     "measure",
-    "tasks",
-    *FOUNDATION,
-    *MODEL,
-    "base_model",
-}
-# A module, or every module of a folder, and what of optbench it may import: DESIGN's table, in its order.
-MAY_IMPORT: dict[str, set[str]] = {
-    "errors": set(),
-    "artifact": {"errors"},
-    "machine": {"errors"},
-    "worker": {"errors"},
-    "boxes": {"errors", "machine"},
-    "environments": {"errors", "machine"},
-    "checkpoint": {"artifact", "errors"},
-    "torch_model": {"checkpoint", *FOUNDATION},
-    "tokenizer": {"checkpoint", "artifact", "errors"},
-    "tasks": {"tasks", "errors"},
-    "steps": {"steps", "tasks", "safetensors_file", *FOUNDATION, *MODEL},
-    "engines": {"engines", *FOUNDATION, *MODEL},
-    "encoder": {"engines", "artifact", "checkpoint", "tokenizer", "errors"},
-    **dict.fromkeys(BASE, BASE | {"checkpoint"} | FOUNDATION),
-    "recipe": {"steps", "engines", "tasks", "base_model", "measure.stability", "machine", "artifact", "errors"},
-    "recipe_file": {"recipe", "artifact", "errors"},
-    "plan": {"recipe", "steps", "base_model", *FOUNDATION},
-    "measure": {"measure", "encoder", "engines", "tasks", *FOUNDATION, *MODEL},
-    "record": {"measure", "recipe", "plan", "steps.base", *FOUNDATION},
-    "verdict": {"record", "measure", "recipe", "plan", "boxes", "errors"},
-    "stages": RUN,
-    "layer_times": RUN | {"stages"},
-    "evidence": RUN | {"stages"},
-    "tune": RUN | {"tune", "stages", "evidence"},
-    "report": {"report", "record", "verdict", "boxes", "environments", "measure", "artifact", "errors"},
-    "graph_trust": set(),
-    "audit": {"artifact", "checkpoint", "graph_trust", "record", "errors"},
-    "loaders": {"loaders", "artifact", "checkpoint", "encoder", "environments", "tasks", "report.table", "errors"},
-    "extending": {"artifact", "steps", "machine", "errors"},
-    "publish": {"publish", "audit", "record", "verdict", "artifact", "machine", "errors"},
-    "comparison": {"record", "verdict", "measure", "tune", "report", "machine", "errors"},
-    "gate": {"comparison", "record", "recipe", "machine", "verdict", "measure", "report", "errors"},
-    "reference": {"recipe", "steps"},
-    "starting": {"recipe_file", *BASE, "checkpoint", "errors"},
-    "terminal": {"report"},
-    "runner": RUN | {"stages", "layer_times", "evidence", "tune", "report.card"},
-    "adhoc": RUN | {"stages", "evidence", "tune", "report", "runner", "tokenizer"},
-}
-# The public names, and the command line.
-ANYTHING = {"", "__main__", "cli"}
+    "record",
+    "run",
+    "tune",
+    "loaders",
+    "report",
+    "publish",
+    "cli",
+)
+# The public names, and `python -m optbench`: they lie above every room.
+TOP = ("__init__", "__main__")
 # Within these folders the entries of the union stand side by side: none imports another.
 UNIONS = ("steps", "engines", "tasks")
 
@@ -123,22 +85,27 @@ def imported(path: Path) -> set[str]:
     return found
 
 
-def home(name: str, table: dict[str, set[str]] | set[str]) -> str | None:
-    """The longest entry of a table that is the module or a folder above it."""
-    while name:
-        if name in table:
-            return name
-        name = name.rpartition(".")[0]
-    return None
+def test_every_module_lies_in_a_room() -> None:
+    assert {name.split(".")[0] for name in MODULES if name and name != "__main__"} == set(ROOMS)
+    assert {path.stem for path in PACKAGE.glob("*.py")} == {"errors", "encoder", *TOP}
 
 
-@pytest.mark.parametrize("name", [name for name in MODULES if name and home(name, ANYTHING) is None])
-def test_module_imports_only_what_its_row_allows(name: str) -> None:
-    row = home(name, MAY_IMPORT)
-    assert row is not None, f"optbench/{name} has no row in MAY_IMPORT: give it one that DESIGN's table allows"
+@pytest.mark.parametrize("name", [name for name in MODULES if name.split(".")[0] in ROOMS])
+def test_module_imports_only_its_own_room_and_those_before_it(name: str) -> None:
+    room = ROOMS.index(name.split(".", maxsplit=1)[0])
     # The bare package holds the version only.
-    wrong = sorted(each for each in imported(MODULES[name]) if each and home(each, MAY_IMPORT[row]) is None)
-    assert not wrong, f"optbench.{name} imports {', '.join(wrong)}, which the row {row!r} does not allow"
+    wrong = sorted(each for each in imported(MODULES[name]) if each and ROOMS.index(each.split(".")[0]) > room)
+    assert not wrong, f"optbench.{name} imports {', '.join(wrong)}, which come after {ROOMS[room]!r} in ROOMS"
+
+
+def test_every_room_says_what_it_is_for() -> None:
+    folders = {path.parent for path in MODULES.values()} - {PACKAGE}
+    silent = [str(folder.relative_to(ROOT)) for folder in folders if len(_docstring(folder / "__init__.py").splitlines()) < 3]
+    assert not silent, f"{', '.join(silent)}: say in __init__.py what the room is for, what comes in and what goes out"
+
+
+def _docstring(path: Path) -> str:
+    return (ast.get_docstring(ast.parse(path.read_text())) or "") if path.is_file() else ""
 
 
 @pytest.mark.parametrize("union", UNIONS)
@@ -148,11 +115,6 @@ def test_entries_of_a_union_do_not_import_each_other(union: str) -> None:
     for entry in sorted(entries):
         others = imported(MODULES[entry]) & (entries - {entry})
         assert not others, f"{entry} imports {', '.join(sorted(others))}; move what they share to a file of its own"
-
-
-def test_every_row_is_of_a_module_that_exists() -> None:
-    unknown = {row for row in MAY_IMPORT if row not in MODULES}
-    assert not unknown
 
 
 def written_files() -> list[Path]:

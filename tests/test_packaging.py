@@ -62,7 +62,7 @@ def test_wheel_begins_a_recipe_away_from_the_repository(wheel: Path, tmp_path: P
     assert run("check", "mine.yaml", "minilm-l6").count(": ok, ") == 2
     assert "quantize_static" in run("plan", "mine.yaml", "--cache", "cache")
     # Boxes and tasks are read from the wheel too.
-    code = "import optbench.boxes as b, optbench.tasks as t; print(b.__file__, len(b.load_boxes()), t.Retail().load().name)"
+    code = "import optbench.machine.boxes as b, optbench.tasks as t; print(b.__file__, len(b.load_boxes()), t.Retail().load().name)"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.split() == [str(tmp_path / "site" / "optbench" / "boxes.py"), "1", "retail"]
 

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, JsonValue
 
-from optbench.checkpoint import describe
 from optbench.errors import OptbenchError
-from optbench.tokenizer import encode_batch, load_tokenizer
+from optbench.model.checkpoint import describe
+from optbench.model.tokenizer import encode_batch, load_tokenizer
 
 __all__ = ["Embed", "Interface", "Peer", "Source", "pool", "tokens_of"]
 

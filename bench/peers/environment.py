@@ -8,8 +8,8 @@ makes those that are missing and prints where each one's interpreter is.
 from pathlib import Path
 
 from bench.artifacts import user_cache
-from optbench.environments import PinnedEnvironment, make_environment
-from optbench.plan import Cache
+from optbench.loaders.environments import PinnedEnvironment, make_environment
+from optbench.run.plan import Cache
 
 __all__ = ["ENVIRONMENTS", "interpreter"]
 

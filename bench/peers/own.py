@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from pydantic import TypeAdapter
 
 from bench.peers.base import Embed, Peer, Source
-from optbench.artifact import open_artifact
+from optbench.artifact.folder import open_artifact
 from optbench.encoder import load
 from optbench.engines import Engine, OnnxRuntime, OpenVino
 

@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from bench.peers.base import Embed, Peer, Source, pool, tokens_of
-from optbench.checkpoint import read_max_tokens
-from optbench.torch_model import build_module
+from optbench.model.checkpoint import read_max_tokens
+from optbench.model.torch_model import build_module
 
 __all__ = ["Inductor", "NeuralCompressor", "PyTorch", "TorchCompile"]
 

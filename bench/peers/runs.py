@@ -10,8 +10,8 @@ from pydantic import BaseModel, ConfigDict
 import optbench
 from bench.peers.base import Interface, Peer
 from bench.peers.workbench import Built
-from optbench.artifact import Weights
-from optbench.machine import Machine, read_machine
+from optbench.artifact.folder import Weights
+from optbench.machine.cpu import Machine, read_machine
 from optbench.measure.accuracy import AccuracyResult
 from optbench.measure.fidelity import Fidelity
 from optbench.measure.latency import RoundTimes

@@ -13,7 +13,7 @@ import numpy as np
 
 from bench.peers.base import Embed, Peer, Source, pool
 from bench.peers.calibration import COLUMN, SPLIT, write_calibration_set
-from optbench.checkpoint import read_body, read_max_tokens
+from optbench.model.checkpoint import read_body, read_max_tokens
 
 __all__ = ["CTranslate2", "FastEmbed", "OnnxRuntimeDynamic", "OptimumIntel"]
 

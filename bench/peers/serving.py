@@ -12,9 +12,9 @@ import numpy as np
 
 from bench.peers.base import Peer, PeerError, Source
 from bench.peers.catalog import PEERS
-from optbench.checkpoint import read_body
 from optbench.measure.latency import answer_rounds, random_inputs
-from optbench.tokenizer import encode_batch, load_tokenizer
+from optbench.model.checkpoint import read_body
+from optbench.model.tokenizer import encode_batch, load_tokenizer
 
 __all__ = ["serve_build", "serve_timing", "serve_vectors"]
 

@@ -24,8 +24,8 @@ from bench.peers.runs import AccuracyRow, AccuracyRun, LatencyRow, LatencyRun, a
 from bench.peers.workbench import LENGTHS, Bench
 from optbench.errors import OptbenchError
 from optbench.measure.accuracy import AccuracyResult, accuracy_change, measure_accuracy
-from optbench.measure.environment import check_environment
 from optbench.measure.fidelity import measure_fidelity
+from optbench.measure.machine_state import check_environment
 from optbench.tasks import Beir, Retail, RetrievalData
 
 MODELS = ("minilm-l6", "gte-large")

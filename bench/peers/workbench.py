@@ -15,17 +15,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.artifacts import Made
+from bench.peers import serving
 from bench.peers.base import Interface, Peer, Source
 from bench.peers.environment import ENVIRONMENTS, interpreter
 from bench.peers.serving import BATCH_SIZE
-from optbench.checkpoint import read_body
 from optbench.errors import OptbenchError
-from optbench.machine import read_machine, usable_threads
+from optbench.machine.cpu import read_machine, usable_threads
+from optbench.machine.worker import Worker
 from optbench.measure.latency import RoundTimes, random_inputs, time_in_rounds
-from optbench.plan import Cache
+from optbench.model.checkpoint import read_body
+from optbench.model.tokenizer import encode_batch, load_tokenizer
+from optbench.run.plan import Cache
 from optbench.tasks import Retail
-from optbench.tokenizer import encode_batch, load_tokenizer
-from optbench.worker import Worker
 
 __all__ = ["LENGTHS", "Bench", "Built", "texts_by_length"]
 
@@ -92,7 +93,7 @@ class Bench:
             "HF_HOME": str(self._cache.root / "peers" / "huggingface"),
         }
         python = interpreter(peer.environment, self._cache)
-        return Worker(f"bench.peers.serving:{function}", whole, environment, python=python)
+        return Worker(getattr(serving, function), whole, environment, python=python)
 
     def build(self, peer: Peer) -> Built:
         """Build a peer and run it once at every length; what came to its end is kept in the cache, and a failure for this session."""

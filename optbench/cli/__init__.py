@@ -1,8 +1,6 @@
-"""The command line: the only folder that exits, and with terminal.py the only place that prints.
+"""The command line.
 
-Exit status: 0 done, or the verdict is pass; 1 the verdict is fail; 2 an error; 3 the verdict is inconclusive; 130 stopped by Ctrl-C;
-141 whoever reads stdout stopped before all was written, as `head` does. Tables go to stdout, progress to stderr; with --json stdout
-holds one JSON document and nothing else (docs/json.md), errors included.
+In: arguments. Out: tables on stdout, progress on stderr, an exit status. One file a group of commands; no command holds logic of its own.
 """
 
 import logging
@@ -14,10 +12,11 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 import optbench
-from optbench.cli import measuring, recipes, records, reporting, shipping, starting
+from optbench.cli import init as starting
+from optbench.cli import measuring, recipes, records, reporting, shipping
 from optbench.cli.options import ERROR_STATUS
+from optbench.cli.terminal import OutputClosed, print_error, print_text
 from optbench.errors import OptbenchError
-from optbench.terminal import OutputClosed, print_error, print_text
 
 __all__ = ["app", "main"]
 

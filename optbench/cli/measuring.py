@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 
 from optbench.cli.options import CacheFolder, IsaOption, Json, Output, TaskOption, run_options
-from optbench.machine import Isa
-from optbench.terminal import print_json, print_line, print_tables, print_warnings, watching
+from optbench.cli.terminal import print_json, print_line, print_tables, print_warnings, watching
+from optbench.machine.cpu import Isa
 
 __all__ = ["measure", "probe", "scenarios", "stability"]
 
@@ -24,7 +24,7 @@ def measure(
     as_json: Json = False,
 ) -> None:
     """Measure artifacts: latency against each other; accuracy on tasks, alone and as queries in an index of the first artifact."""
-    from optbench.adhoc import measure_artifacts
+    from optbench.run.standalone import measure_artifacts
 
     options = run_options(cache, Path("exported"), "real", None, task, isa, None)
     with watching() as watch:
@@ -54,11 +54,11 @@ def probe(
     as_json: Json = False,
 ) -> None:
     """Show what this machine can do, and per recipe and length the floor in ms and how far above it the artifact is."""
-    from optbench import boxes
-    from optbench.adhoc import describe_box, floors_of_recipes, machine_table
-    from optbench.machine import read_machine
-    from optbench.recipe_file import load_recipe
-    from optbench.tune.floor import probe as probe_machine
+    from optbench.machine import boxes
+    from optbench.machine.cpu import read_machine
+    from optbench.machine.floor import probe as probe_machine
+    from optbench.recipe.load import load_recipe
+    from optbench.run.standalone import describe_box, floors_of_recipes, machine_table
 
     loaded = [load_recipe(path) for path in recipes or []]
     # Written first: a name that is refused is refused at once, and the table below knows the box.
@@ -86,8 +86,8 @@ def stability(
     as_json: Json = False,
 ) -> None:
     """Embed the same texts alone, padded, in batches and on other threads: do the vectors stay the same?"""
-    from optbench.adhoc import measure_artifact_stability
     from optbench.report.table import stability_table
+    from optbench.run.standalone import measure_artifact_stability
     from optbench.tasks import Retail, parse_task
 
     chosen = [parse_task(each) for each in task or []] or [Retail()]
@@ -119,9 +119,9 @@ def scenarios(
     as_json: Json = False,
 ) -> None:
     """Latency as services see it: single stream, server with random arrivals, offline; one session or many."""
-    from optbench.adhoc import measure_artifact_scenarios
-    from optbench.recipe import Scenarios
+    from optbench.recipe.schema import Scenarios
     from optbench.report.table import Table
+    from optbench.run.standalone import measure_artifact_scenarios
     from optbench.tasks import Retail, parse_task
 
     chosen = [parse_task(each) for each in task or []] or [Retail()]

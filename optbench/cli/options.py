@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from optbench.artifact import Weights
-from optbench.machine import Isa
+from optbench.artifact.folder import Weights
+from optbench.machine.cpu import Isa
 
 if TYPE_CHECKING:
-    from optbench.plan import Cache
-    from optbench.runner import Options
+    from optbench.run.apply import Options
+    from optbench.run.plan import Cache
 
 __all__ = [
     "ERROR_STATUS",
@@ -54,7 +54,7 @@ def cache_at(folder: Path | None) -> "Cache":
     """The cache in that folder; the user's own when left out."""
     import platformdirs
 
-    from optbench.plan import Cache
+    from optbench.run.plan import Cache
 
     return Cache((folder or Path(platformdirs.user_cache_dir("optbench"))).absolute())
 
@@ -63,7 +63,7 @@ def run_options(
     cache: Path | None, output: Path, weights: Weights, base: str | None, tasks: list[str] | None, isa: Isa | None, from_step: str | None
 ) -> "Options":
     """A run's options from those of the command line."""
-    from optbench.runner import Options
+    from optbench.run.apply import Options
     from optbench.tasks import parse_task
 
     return Options(

@@ -20,15 +20,15 @@ from optbench.cli.options import (
     WeightsOption,
     run_options,
 )
+from optbench.cli.terminal import counted, print_json, print_line, print_tables, print_text, print_warnings, watching
 from optbench.errors import RecipeError
-from optbench.terminal import counted, print_json, print_line, print_tables, print_text, print_warnings, watching
 
 __all__ = ["apply", "check", "plan", "schema"]
 
 
 def check(recipes: Annotated[list[Path], typer.Argument(metavar="RECIPE...", help="Recipe files.")], as_json: Json = False) -> None:
     """Check recipes: every problem with file, line, key and cure. Loads nothing heavy."""
-    from optbench.recipe_file import load_recipe
+    from optbench.recipe.load import load_recipe
 
     results: list[dict[str, Any]] = []
     for path in recipes:
@@ -54,8 +54,8 @@ def schema(
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the recipe reference instead, as docs/recipe.md holds it.")] = False,
 ) -> None:
     """Print the JSON schema of recipes, for editors."""
-    from optbench.recipe import recipe_schema
-    from optbench.reference import render_reference
+    from optbench.recipe.reference import render_reference
+    from optbench.recipe.schema import recipe_schema
 
     if markdown:
         print_text(render_reference().rstrip("\n"))
@@ -77,8 +77,8 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Show which steps would run, which are cached, and the milliseconds that pruning is to reach. Runs no step."""
-    from optbench import runner
-    from optbench.recipe_file import load_recipe
+    from optbench.recipe.load import load_recipe
+    from optbench.run import apply as runner
 
     loaded = load_recipe(recipe)
     options = run_options(cache, Path("exported"), weights, base, None, None, from_step)
@@ -128,10 +128,10 @@ def apply(
     as_json: Json = False,
 ) -> None:
     """Run a recipe: steps, measurements, verdict, and the artifact with its evidence under exported/."""
-    from optbench import runner
-    from optbench.recipe_file import load_recipe
+    from optbench.recipe.load import load_recipe
     from optbench.report.accuracy import accuracy_table, query_side_table
     from optbench.report.table import latency_table, serving_table, tradeoff_table, verdict_table
+    from optbench.run import apply as runner
 
     loaded = load_recipe(recipe)
     options = run_options(cache, output, weights, base, task, isa, from_step)

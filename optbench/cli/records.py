@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from optbench.cli.options import Json
-from optbench.terminal import print_json, print_tables, print_warnings, watching
+from optbench.cli.terminal import print_json, print_tables, print_warnings, watching
 
 __all__ = ["compare", "gate"]
 
@@ -29,10 +29,10 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """Set records side by side: speed and accuracy against the first, with intervals. Refuses what cannot be compared."""
-    from optbench.comparison import compare as compare_records
-    from optbench.comparison import comparison_tables
-    from optbench.record import find_record
-    from optbench.tune.floor import read_probe
+    from optbench.machine.floor import read_probe
+    from optbench.record.compare import compare as compare_records
+    from optbench.record.compare import comparison_tables
+    from optbench.record.record import find_record
 
     if peaks and normalize == "none":
         raise typer.BadParameter("are used by --normalize floor alone; add it, or leave them out", param_hint="--peaks")
@@ -59,15 +59,15 @@ def gate(
     as_json: Json = False,
 ) -> None:
     """Fail on a confirmed regression of latency or accuracy; exit status as that of a verdict."""
-    from optbench.gate import gate as judge_change
-    from optbench.gate import gate_table
-    from optbench.record import find_record
+    from optbench.record.gate import gate as judge_change
+    from optbench.record.gate import gate_table
+    from optbench.record.record import find_record
 
     if processes is not None and not retime:
         raise typer.BadParameter("is used by --retime alone; add it, or leave this out", param_hint="--processes")
     judged = partial(judge_change, find_record(old), find_record(new), latency_limit=latency_limit, accuracy_limit=accuracy_limit)
     if retime:
-        from optbench.adhoc import time_alternately
+        from optbench.run.standalone import time_alternately
 
         with watching() as watch:
             result = judged(retime=partial(time_alternately, (old, new), processes=processes or RETIME_PROCESSES, listener=watch))

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from optbench.cli.options import Json
+from optbench.cli.terminal import print_heading, print_json, print_line, print_tables, print_warnings
 from optbench.errors import OptbenchError, RecordError
-from optbench.terminal import print_heading, print_json, print_line, print_tables, print_warnings
 
 if TYPE_CHECKING:
-    from optbench.record import Record
+    from optbench.record.record import Record
     from optbench.report.page import Difference
     from optbench.report.table import Table
 
@@ -42,11 +42,11 @@ def report(
     as_json: Json = False,
 ) -> None:
     """Show records: what each step bought and cost, latency by length, the verdict. A folder shows its newest record."""
-    from optbench.record import find_record
+    from optbench.record.record import find_record
+    from optbench.record.verdict import judge
     from optbench.report.contents import record_tables
     from optbench.report.headline import headline_of, headline_table
     from optbench.report.table import verdict_table
-    from optbench.verdict import judge
 
     chosen = paths or sorted(path.parent for path in Path("exported").glob("*/records"))
     if not chosen:
@@ -140,7 +140,7 @@ def _floors(records: "Sequence[Record]", probes: "Sequence[Path]") -> dict[str, 
     """By machine fingerprint and recipe, the int8 floor by length; only of machines that were probed with the record's threads."""
     from pydantic import ValidationError
 
-    from optbench.tune.floor import ProbeResult, floor_ms
+    from optbench.machine.floor import ProbeResult, floor_ms
 
     found = {}
     for path in probes:
@@ -160,8 +160,8 @@ def _floors(records: "Sequence[Record]", probes: "Sequence[Path]") -> dict[str, 
 
 def _differences(paths: "Sequence[Path]", records: "Sequence[Record]") -> "list[Difference]":
     """The chosen records of one recipe against each other; of a folder, its newest record against the one before."""
-    from optbench.comparison import compare, comparison_tables
-    from optbench.record import read_record
+    from optbench.record.compare import compare, comparison_tables
+    from optbench.record.record import read_record
     from optbench.report.page import Difference
 
     by_recipe: dict[str, list[tuple[Path, Record]]] = {}

@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 
 from optbench.cli.options import CacheFolder, Json, cache_at
+from optbench.cli.terminal import counted, print_json, print_line, print_tables, print_warnings, watching
 from optbench.errors import PublishError
-from optbench.terminal import counted, print_json, print_line, print_tables, print_warnings, watching
 
 __all__ = ["extend", "publish", "pull", "verify"]
 
@@ -30,9 +30,9 @@ def verify(
 
     Exit 1 where a problem is found or a loader gives other vectors, 3 where a loader could not be run.
     """
-    from optbench.audit import audit
     from optbench.loaders.conformance import LoaderRow, Status, check_loaders, loader_names, loader_table, loader_texts
     from optbench.publish.signature import check_folder
+    from optbench.record.audit import audit
     from optbench.report.table import Table
 
     chosen = loader_names(loaders) if loaders else ()
@@ -89,7 +89,7 @@ def extend(
     as_json: Json = False,
 ) -> None:
     """Copy an artifact with a graph of the other format beside its own, so that ONNX and OpenVINO loaders take one folder."""
-    from optbench.extending import extend as extend_artifact
+    from optbench.loaders.second_graph import extend as extend_artifact
 
     with watching() as watch:
         watch.begin("extend")
@@ -123,7 +123,7 @@ def publish(
     """
     from optbench.publish import clear, open_destination
     from optbench.publish import publish as send
-    from optbench.verdict import Outcome
+    from optbench.record.verdict import Outcome
 
     target = open_destination(destination, pull_request=pull_request)
     with watching() as watch:

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from optbench.artifact import Kind
+from optbench.artifact.folder import Kind
 from optbench.engines.base import BaseEngine, Session
 from optbench.engines.onnxruntime import OnnxRuntime
 from optbench.engines.openvino import OpenVino

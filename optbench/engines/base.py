@@ -5,11 +5,12 @@ from typing import Annotated, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from optbench.artifact import Artifact, Kind
+from optbench.artifact.folder import Artifact, Kind
 from optbench.errors import EngineError
-from optbench.machine import Isa
+from optbench.machine.cpu import Isa
+from optbench.machine.frozen import Frozen
 
 __all__ = ["BaseEngine", "Session", "Threads"]
 
@@ -36,10 +37,8 @@ class Session(ABC):
         """Free the model's memory. Calling it twice is harmless."""
 
 
-class BaseEngine(BaseModel, ABC):
+class BaseEngine(Frozen, ABC):
     """An engine's options. Subclasses add `engine: Literal["name"]`, the tag of the union in `engines/__init__.py`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     opens: ClassVar[frozenset[Kind]]
 

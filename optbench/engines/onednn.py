@@ -5,7 +5,7 @@ from types import MappingProxyType
 from typing import get_args
 
 from optbench.errors import EngineError
-from optbench.machine import Isa, Machine, read_machine
+from optbench.machine.cpu import Isa, Machine, read_machine
 
 __all__ = ["BELOW_AMX", "BF16_ISAS", "MAX_ISA", "is_off_amx", "max_isa_environment", "stay_off_amx"]
 

@@ -6,10 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from optbench.artifact import Artifact, Kind
+from optbench.artifact.folder import Artifact, Kind
 from optbench.engines.base import BaseEngine, Session, Threads
 from optbench.errors import EngineError
-from optbench.machine import Isa, usable_threads
+from optbench.machine.cpu import Isa, usable_threads
 
 if TYPE_CHECKING:
     import onnxruntime

@@ -7,12 +7,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
-from optbench.artifact import Artifact, Kind
-from optbench.checkpoint import Body, read_body
+from optbench.artifact.folder import Artifact, Kind
 from optbench.engines.base import BaseEngine, Session
 from optbench.engines.onednn import BELOW_AMX, BF16_ISAS, MAX_ISA, max_isa_environment, stay_off_amx
 from optbench.errors import BaseModelError, EngineError
-from optbench.machine import Isa, usable_threads
+from optbench.machine.cpu import Isa, usable_threads
+from optbench.model.checkpoint import Body, read_body
 
 if TYPE_CHECKING:
     import openvino

@@ -7,12 +7,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from optbench.artifact import Artifact, Kind
+from optbench.artifact.folder import Artifact, Kind
 from optbench.engines.base import BaseEngine, Session
 from optbench.engines.onednn import BF16_ISAS, max_isa_environment
 from optbench.errors import BaseModelError, EngineError
-from optbench.machine import Isa, read_machine, usable_threads
-from optbench.torch_model import build_module
+from optbench.machine.cpu import Isa, read_machine, usable_threads
+from optbench.model.torch_model import build_module
 
 if TYPE_CHECKING:
     import torch

@@ -1,1 +1,5 @@
-"""Proof that an exported folder loads in the libraries that people use, and gives the same vectors there."""
+"""Loaders: the libraries that can read an exported folder.
+
+In: an artifact. Out: whether each library computes the artifact's own vectors from it, the code that a user needs, and the folder with a
+second graph for libraries that read the other format.
+"""

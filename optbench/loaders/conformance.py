@@ -8,7 +8,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from importlib.util import find_spec
@@ -18,20 +18,20 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
 
-from optbench.artifact import Artifact, Kind, open_artifact
-from optbench.checkpoint import describe
+from optbench.artifact.folder import Artifact, Kind, open_artifact
 from optbench.encoder import Encoder, choose_engine
-from optbench.environments import ST5_ONNX, ST6_OPENVINO, PinnedEnvironment, clean_variables, make_environment
 from optbench.errors import ArtifactError, MachineError, OptbenchError
+from optbench.loaders.environments import ST5_ONNX, ST6_OPENVINO, PinnedEnvironment, clean_variables, make_environment
 from optbench.loaders.layout import layout_problems
+from optbench.machine.frozen import Frozen
+from optbench.machine.progress import Progress
+from optbench.model.checkpoint import describe
 from optbench.report.table import Table
 from optbench.tasks import Retail
 
 __all__ = ["COSINE_MIN", "LOADERS", "LoaderRow", "Status", "check_loaders", "loader_names", "loader_table", "loader_texts"]
 
-Progress = Callable[[str, float | None], None]
 PROBE = Path(__file__).with_name("probe.py")
 # Below, something else than rounding is at work: another pooling, another precision, no prompt.
 COSINE_MIN = 0.9999
@@ -51,7 +51,7 @@ class Status(StrEnum):
     CANNOT_RUN = "cannot run"
 
 
-class LoaderRow(BaseModel):
+class LoaderRow(Frozen):
     """One loader on one artifact.
 
     Attributes:
@@ -67,8 +67,6 @@ class LoaderRow(BaseModel):
         embed_ms: median of one text.
         note: why not, and what to do.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     loader: str
     version: str | None = None

@@ -6,8 +6,8 @@ Source: github.com/huggingface/text-embeddings-inference, backends/ort/src/lib.r
 from pathlib import Path
 from typing import Any
 
-from optbench.checkpoint import read_json
 from optbench.errors import BaseModelError
+from optbench.model.checkpoint import read_json
 
 __all__ = ["layout_problems"]
 

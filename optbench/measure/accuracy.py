@@ -12,9 +12,9 @@ from typing import Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
 
 from optbench.errors import MeasureError, TaskError
+from optbench.machine.frozen import Frozen
 from optbench.measure.fidelity import cosines
 from optbench.measure.ranking import NearestDocuments, PoolScores
 from optbench.measure.statistics import Change, paired_relative_change
@@ -46,7 +46,7 @@ CUTOFF = 10
 WINDOW = 16_384
 
 
-class QuerySide(BaseModel):
+class QuerySide(Frozen):
     """A model's queries against the document vectors of the fp32 base.
 
     Attributes:
@@ -54,13 +54,11 @@ class QuerySide(BaseModel):
         overlap: as that of `AccuracyResult`.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     metrics: dict[str, dict[str, float]]
     overlap: dict[str, float] | None = None
 
 
-class AccuracyResult(BaseModel):
+class AccuracyResult(Frozen):
     """A model's accuracy on one task.
 
     Attributes:
@@ -77,8 +75,6 @@ class AccuracyResult(BaseModel):
             all documents that the task embeds, in any order; None for the base itself and for pairs.
         query_side: the same with the base's documents; None for the base itself, and where the two models' dimensions differ.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     task: str
     synthetic: bool

@@ -7,9 +7,11 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, TypeAdapter
+from pydantic import TypeAdapter
 
 from optbench.engines import Engine
+from optbench.machine.frozen import Frozen
+from optbench.machine.progress import Progress
 
 __all__ = ["ALONE", "Arrangement", "embed_arranged"]
 
@@ -18,7 +20,7 @@ Vectors = NDArray[np.float32]
 PADDING_MIN = 8
 
 
-class Arrangement(BaseModel):
+class Arrangement(Frozen):
     """How the texts of one pass reach the model.
 
     Attributes:
@@ -26,8 +28,6 @@ class Arrangement(BaseModel):
         size: texts a run.
         padding: the side on which a text run alone is padded to about twice its length.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     order: Literal["given", "reversed", "like", "mixed"] = "given"
     size: int = 1
@@ -95,7 +95,7 @@ def _pad(rows: Sequence[NDArray[np.int64]], length: int, pad_id: int, *, left: b
     return ids, mask
 
 
-def serve_arrangements(payload: dict[str, Any], progress: Callable[[str, float | None], None]) -> Generator[Any, dict[str, Any], None]:
+def serve_arrangements(payload: dict[str, Any], progress: Progress) -> Generator[Any, dict[str, Any], None]:
     """The child's side: open once, then embed the payload's texts in each arrangement that is asked for."""
     from optbench.encoder import load
 

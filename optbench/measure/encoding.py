@@ -3,7 +3,7 @@
 import hashlib
 import json
 import tempfile
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -11,10 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
-from optbench.artifact import Artifact
+from optbench.artifact.folder import Artifact
 from optbench.engines import Engine
-from optbench.machine import Isa, full_disk_errors
-from optbench.worker import Worker
+from optbench.machine.cpu import Isa
+from optbench.machine.disk import full_disk_errors
+from optbench.machine.progress import Progress, silent
+from optbench.machine.worker import Worker
 
 __all__ = ["BATCH_SIZE", "TextEncoder"]
 
@@ -25,7 +27,7 @@ BATCH_SIZE: dict[Role, int] = {"query": 1, "document": 32}
 CHUNK = 256
 
 
-def serve_texts(payload: dict[str, Any], progress: Callable[[str, float | None], None]) -> Generator[Any, dict[str, Any], None]:
+def serve_texts(payload: dict[str, Any], progress: Progress) -> Generator[Any, dict[str, Any], None]:
     """The child's side: open once, then embed lists of texts into .npy files."""
     from optbench.encoder import load
 
@@ -47,13 +49,9 @@ def serve_texts(payload: dict[str, Any], progress: Callable[[str, float | None],
 
 
 class TextEncoder:
-    """An artifact in an engine, as a function from texts to vectors; what it has embedded is found again in the cache.
+    """An artifact in an engine, as a function from texts to vectors; what it has embedded is found again in the cache."""
 
-    Attributes:
-        target: what its process serves, as `Worker` takes it.
-    """
-
-    target = "optbench.measure.encoding:serve_texts"
+    serve = staticmethod(serve_texts)
 
     def __init__(
         self,
@@ -62,7 +60,7 @@ class TextEncoder:
         cache: Path,
         *,
         isa: Isa | None = None,
-        progress: Callable[[str, float | None], None] = lambda message, share: None,
+        progress: Progress = silent,
     ) -> None:
         """Nothing is opened until something must be embedded.
 
@@ -102,7 +100,7 @@ class TextEncoder:
         self._cache.mkdir(parents=True, exist_ok=True)
         if self._worker is None:
             environment = self._engine.environment(self._isa) if self._isa else None
-            self._worker = Worker(self.target, {"path": str(self._artifact.path), "engine": engine}, environment)
+            self._worker = Worker(self.serve, {"path": str(self._artifact.path), "engine": engine}, environment)
         with tempfile.TemporaryDirectory(dir=self._cache, prefix="staging-") as staging:
             made = Path(staging) / "rows.npy"
             request = {"texts": list(texts), "prompt": role, "batch_size": BATCH_SIZE[role], "out": str(made)}

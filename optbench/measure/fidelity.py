@@ -2,14 +2,14 @@
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from pydantic import BaseModel, ConfigDict
 
 from optbench.errors import MeasureError
+from optbench.machine.frozen import Frozen
 
 __all__ = ["Fidelity", "cosines", "measure_fidelity"]
 
 
-class Fidelity(BaseModel):
+class Fidelity(Frozen):
     """Cosines between a reference's and a candidate's vectors of the same texts.
 
     Attributes:
@@ -20,8 +20,6 @@ class Fidelity(BaseModel):
         n_texts: number of texts.
         n_broken: texts to which the candidate gave NaN, an infinity or the zero vector; above 0 the model is broken.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     mean: float
     p01: float

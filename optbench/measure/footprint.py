@@ -2,14 +2,15 @@
 
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from optbench.errors import MeasureError
+from optbench.machine.frozen import Frozen
 
 __all__ = ["MemorySample", "read_memory"]
 
 
-class MemorySample(BaseModel):
+class MemorySample(Frozen):
     """Memory of the process that takes the sample, in bytes.
 
     Attributes:
@@ -18,8 +19,6 @@ class MemorySample(BaseModel):
         file_bytes: of it, pages of mapped files, weights among them: the kernel may drop and read them again.
         peak_rss_bytes: the most that was ever resident.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     rss_bytes: int = Field(ge=0)
     anonymous_bytes: int = Field(ge=0)

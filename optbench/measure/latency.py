@@ -17,15 +17,17 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, JsonValue, TypeAdapter
+from pydantic import JsonValue, TypeAdapter
 
-from optbench.artifact import Artifact, Kind
-from optbench.checkpoint import read_body
+from optbench.artifact.folder import Artifact, Kind
 from optbench.engines import Engine
-from optbench.machine import Isa
+from optbench.machine.cpu import Isa
+from optbench.machine.frozen import Frozen
+from optbench.machine.progress import Progress, silent
+from optbench.machine.worker import Worker
 from optbench.measure.footprint import MemorySample, read_memory
 from optbench.measure.statistics import Interval, process_rounds, ratio_interval, typical_interval
-from optbench.worker import Worker
+from optbench.model.checkpoint import read_body
 
 __all__ = [
     "Cell",
@@ -62,10 +64,8 @@ DISTINCT_INPUTS = 8
 SERVING_REPEATS = 5
 
 
-class Cell(BaseModel):
+class Cell(Frozen):
     """One model in one engine: a column of the latency table."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     label: str
     kind: Kind
@@ -74,7 +74,7 @@ class Cell(BaseModel):
     engine: Engine
 
 
-class RoundTimes(BaseModel):
+class RoundTimes(Frozen):
     """What was measured of one model.
 
     Attributes:
@@ -85,8 +85,6 @@ class RoundTimes(BaseModel):
         samples_ns: by length, one tuple a round, raw nanoseconds of each run.
         processes: how many processes it was opened in, one after the other; the rounds are shared out among them.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     load_ms: float
     memory: MemorySample
@@ -124,10 +122,8 @@ class Timing(RoundTimes):
     engine: dict[str, JsonValue]
 
 
-class ServingTimes(BaseModel):
+class ServingTimes(Frozen):
     """One text after another through the encoder, as a service sends them; the median of a few repeats in nanoseconds, one entry a text."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     tokens: tuple[int, ...]
     tokenize_ns: tuple[int, ...]
@@ -177,7 +173,7 @@ def _warm(run: Callable[[], int], runs: int | None) -> dict[str, Any]:
     return {"runs_ns": taken, "stable": stable}
 
 
-def serve_session(payload: dict[str, Any], progress: Callable[[str, float | None], None]) -> Generator[Any, dict[str, Any], None]:
+def serve_session(payload: dict[str, Any], progress: Progress) -> Generator[Any, dict[str, Any], None]:
     """The child's side of a cell: open once, then answer what `time_in_rounds` asks."""
     cell = Cell.model_validate(payload["cell"])
     start = time.perf_counter_ns()
@@ -231,7 +227,7 @@ def measure_latency(
     rounds: int = 15,
     processes: int = PROCESSES,
     isa: Isa | None = None,
-    progress: Callable[[str, float | None], None] = lambda message, share: None,
+    progress: Progress = silent,
 ) -> tuple[Timing, ...]:
     """Time the cells against each other.
 
@@ -252,7 +248,7 @@ def measure_latency(
 
     def start(cell: Cell) -> Worker:
         payload = {"cell": cell.model_dump(mode="json"), "lengths": lengths, "batch": batch}
-        return Worker("optbench.measure.latency:serve_session", payload, cell.engine.environment(isa) if isa else None)
+        return Worker(serve_session, payload, cell.engine.environment(isa) if isa else None)
 
     models = [(cell.label, partial(start, cell)) for cell in cells]
     timed = time_in_rounds(models, lengths, rounds=rounds, processes=processes, progress=progress)
@@ -268,7 +264,7 @@ def time_in_rounds(
     *,
     rounds: int,
     processes: int = PROCESSES,
-    progress: Callable[[str, float | None], None] = lambda message, share: None,
+    progress: Progress = silent,
 ) -> tuple[RoundTimes, ...]:
     """Time models of any kind against each other.
 
@@ -341,7 +337,7 @@ def price_folders(kind: Kind, folders: Sequence[Path], engine: Engine, lengths: 
     return [{length: first.median_ms(length) / timing.times_as_fast_as(first, length).point for length in lengths} for timing in timings]
 
 
-def serve_encoder(payload: dict[str, Any], progress: Callable[[str, float | None], None]) -> Generator[Any, dict[str, Any], None]:
+def serve_encoder(payload: dict[str, Any], progress: Progress) -> Generator[Any, dict[str, Any], None]:
     """The child's side of `measure_serving`."""
     from optbench.encoder import load
 
@@ -372,5 +368,5 @@ def serve_encoder(payload: dict[str, Any], progress: Callable[[str, float | None
 def measure_serving(artifact: Artifact, engine: Engine, texts: Sequence[str], prompt: str | None, isa: Isa | None = None) -> ServingTimes:
     """Time tokenization, inference and both together on real texts, one at a time, in a fresh process."""
     payload = {"path": str(artifact.path), "engine": engine.model_dump(mode="json"), "prompt": prompt, "texts": list(texts)}
-    with Worker("optbench.measure.latency:serve_encoder", payload, engine.environment(isa) if isa else None) as worker:
+    with Worker(serve_encoder, payload, engine.environment(isa) if isa else None) as worker:
         return ServingTimes.model_validate(worker.request({}))

@@ -6,23 +6,25 @@ batches and queried one text at a time, often on another machine: what moves a v
 """
 
 import mmap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, JsonValue
+from pydantic import JsonValue
 
-from optbench.artifact import Artifact, Kind
-from optbench.checkpoint import Description, describe
+from optbench.artifact.folder import Artifact, Kind
 from optbench.engines import Engine
 from optbench.errors import BaseModelError, EngineError, MeasureError
-from optbench.machine import Isa, read_machine, usable_threads
-from optbench.measure.arrangement import ALONE, Arrangement
+from optbench.machine.cpu import Isa, read_machine, usable_threads
+from optbench.machine.frozen import Frozen
+from optbench.machine.progress import Progress, silent
+from optbench.machine.worker import Worker
+from optbench.measure.arrangement import ALONE, Arrangement, serve_arrangements
 from optbench.measure.fidelity import Fidelity, measure_fidelity
 from optbench.measure.top_changes import TopChanges, compare_tops, top_results
-from optbench.worker import Worker
+from optbench.model.checkpoint import Description, describe
 
 __all__ = [
     "STABILITY_COLUMNS",
@@ -34,7 +36,6 @@ __all__ = [
 ]
 
 Vectors = NDArray[np.float32]
-Progress = Callable[[str, float | None], None]
 Changes = Literal["order", "padding", "batch", "threads", "isa"]
 
 BATCH = 32
@@ -69,7 +70,7 @@ NEXT_STEP = (
 BROKEN = "the model gave NaN, infinity or zero: leave out the step that made it, or report the engine's fault"
 
 
-class StabilityRow(BaseModel):
+class StabilityRow(Frozen):
     """One condition.
 
     Attributes:
@@ -82,8 +83,6 @@ class StabilityRow(BaseModel):
         left_out: why this condition was not measured; empty where it was.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     condition: str
     changes: Changes
     fidelity: Fidelity | None = None
@@ -93,7 +92,7 @@ class StabilityRow(BaseModel):
     left_out: str = ""
 
 
-class Stability(BaseModel):
+class Stability(Frozen):
     """How far each condition moves the embeddings of the same texts.
 
     Attributes:
@@ -104,8 +103,6 @@ class Stability(BaseModel):
         n_documents: documents that they were ranked against; 0 for none.
         rows: one for each condition, in a fixed order.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     sha256: str
     engine: dict[str, JsonValue]
@@ -170,7 +167,7 @@ def measure_stability(
     isa: Isa | None = None,
     isas: Sequence[Isa] = (),
     threads: Sequence[int] | None = None,
-    progress: Progress = lambda message, share: None,
+    progress: Progress = silent,
 ) -> Stability:
     """Embed the same texts under every condition, and compare each with the texts alone.
 
@@ -290,7 +287,7 @@ class _Gauge:
     def open(self, engine: Engine, isa: Isa | None) -> Worker:
         """A process of its own for an engine."""
         payload = {**self._payload, "engine": engine.model_dump(mode="json")}
-        return Worker("optbench.measure.arrangement:serve_arrangements", payload, engine.environment(isa) if isa else None)
+        return Worker(serve_arrangements, payload, engine.environment(isa) if isa else None)
 
     def embed_reference(self, worker: Worker) -> None:
         """Embed each text alone; everything else is compared with that."""

@@ -13,9 +13,9 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from pydantic import BaseModel, ConfigDict
 
 from optbench.errors import MeasureError
+from optbench.machine.frozen import Frozen
 
 __all__ = [
     "Change",
@@ -52,7 +52,7 @@ Observed = Literal["samples", "queries", "rounds", "processes"]
 """What an interval counts as independent."""
 
 
-class Interval(BaseModel):
+class Interval(Frozen):
     """A figure and the range that holds the true one with the given confidence.
 
     Attributes:
@@ -65,8 +65,6 @@ class Interval(BaseModel):
         bounded: false where there are too few samples for the confidence; `low` and `high` are then the smallest and
             largest sample, and the true figure may well lie beyond.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     point: float
     low: float

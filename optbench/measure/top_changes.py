@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
 
+from optbench.machine.frozen import Frozen
 from optbench.measure.ranking import rank_corpus
 
 __all__ = ["TopChanges", "compare_tops", "top_results"]
@@ -14,15 +14,13 @@ Vectors = NDArray[np.float32]
 TOP = 10
 
 
-class TopChanges(BaseModel):
+class TopChanges(Frozen):
     """What became of the ten nearest documents, the documents' vectors being held fixed.
 
     Attributes:
         other_documents: texts that find other documents.
         other_order: texts that find the same documents in another order.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     other_documents: int
     other_order: int

@@ -10,9 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from filelock import FileLock, Timeout
-from pydantic import BaseModel, ConfigDict
 
-from optbench.artifact import (
+from optbench.artifact.folder import (
     MANIFEST,
     MANIFEST_BYTES_MAX,
     SIGNATURE,
@@ -23,20 +22,21 @@ from optbench.artifact import (
     open_artifact,
     parse_manifest,
 )
-from optbench.audit import audit, name_problems
 from optbench.errors import ArtifactError, MachineError, PublishError
-from optbench.machine import free_disk, full_disk_errors
+from optbench.machine.disk import free_disk, full_disk_errors
+from optbench.machine.frozen import Frozen
 from optbench.publish.base import SIGNATURE_BYTES_MAX, Destination, Progress, read_bundle
 from optbench.publish.filesystem import FileSystem
 from optbench.publish.gate import Clearance, clear, license_problem, published_record
 from optbench.publish.hub import RECIPE_LABEL, Hub
 from optbench.publish.oci import Registry
 from optbench.publish.signature import check_signature, sign
+from optbench.record.audit import audit, name_problems
 
 __all__ = ["Clearance", "Published", "Pulled", "clear", "license_problem", "open_destination", "publish", "pull"]
 
 
-class Published(BaseModel):
+class Published(Frozen):
     """What a publication did, or would do.
 
     Attributes:
@@ -50,8 +50,6 @@ class Published(BaseModel):
         dry_run: nothing was sent: `sent` is what would be.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     destination: str
     where: str
     sha256: str
@@ -62,7 +60,7 @@ class Published(BaseModel):
     dry_run: bool
 
 
-class Pulled(BaseModel):
+class Pulled(Frozen):
     """What a pull brought.
 
     Attributes:
@@ -73,8 +71,6 @@ class Pulled(BaseModel):
         fetched_bytes: what came over; what an earlier pull had brought did not come again.
         signature: `verified`, `present, not checked`, or `none`.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     source: str
     folder: str

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import urlsplit, urlunsplit
 
-from optbench.artifact import MANIFEST, MANIFEST_BYTES_MAX, SIGNATURE, FileEntry, Manifest, parse_manifest
+from optbench.artifact.folder import MANIFEST, MANIFEST_BYTES_MAX, SIGNATURE, FileEntry, Manifest, parse_manifest
 from optbench.errors import PublishError
+from optbench.machine.progress import Progress
 
 __all__ = ["SIGNATURE_BYTES_MAX", "Bundle", "Destination", "Progress", "Uploaded", "read_bundle", "shown"]
 
-Progress = Callable[[str, float | None], None]
 # A minisign signature has some 350 bytes.
 SIGNATURE_BYTES_MAX = 8 * 1024
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO
 
-from optbench.artifact import MANIFEST, MANIFEST_BYTES_MAX, SIGNATURE, FileEntry
+from optbench.artifact.folder import MANIFEST, MANIFEST_BYTES_MAX, SIGNATURE, FileEntry
 from optbench.errors import ArtifactError, PublishError
 from optbench.publish.base import Bundle, Destination, Progress, Uploaded, shown, too_large
 

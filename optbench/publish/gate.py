@@ -4,13 +4,12 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
-
-from optbench.artifact import open_artifact
-from optbench.audit import audit, matching_record
+from optbench.artifact.folder import open_artifact
 from optbench.errors import PublishError
-from optbench.record import Record
-from optbench.verdict import Outcome, judge
+from optbench.machine.frozen import Frozen
+from optbench.record.audit import audit, matching_record
+from optbench.record.record import Record
+from optbench.record.verdict import Outcome, judge
 
 __all__ = ["Clearance", "clear", "license_problem"]
 
@@ -24,7 +23,7 @@ PASS_ON = (
 NO_CHANGED_COPIES = re.compile(r"CC-BY-(NC-)?ND-.*", re.IGNORECASE)
 
 
-class Clearance(BaseModel):
+class Clearance(Frozen):
     """What stands against publishing.
 
     Attributes:
@@ -33,8 +32,6 @@ class Clearance(BaseModel):
         reasons: why it may not be published; none where it may.
         inconclusive: whether the verdict alone, being inconclusive, stands against it.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     outcome: Outcome
     record: str | None

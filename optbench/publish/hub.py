@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO
 
-from optbench.artifact import MANIFEST, FileEntry
+from optbench.artifact.folder import MANIFEST, FileEntry
 from optbench.errors import PublishError
 from optbench.publish.base import Bundle, Destination, Progress, Uploaded, shown, too_large
 
 __all__ = ["RECIPE_LABEL", "Hub"]
 
 ADDRESS = re.compile(r"hf://(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*)(@(?P<revision>[A-Za-z0-9][A-Za-z0-9._/-]*))?")
-RECIPE_LABEL = "dev.optbench.recipe"
+RECIPE_LABEL = "dev.optbench.recipe.schema"
 BLOCK_BYTES = 1 << 20
 TIMEOUT_S = 30.0
 

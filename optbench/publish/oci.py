@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO
 
-from optbench.artifact import MANIFEST_BYTES_MAX, FileEntry
+from optbench.artifact.folder import MANIFEST_BYTES_MAX, FileEntry
 from optbench.errors import PublishError
 from optbench.publish.base import Bundle, Destination, Progress, Uploaded, shown, too_large
 
@@ -24,7 +24,7 @@ ADDRESS = re.compile(
 )
 TITLE = "org.opencontainers.image.title"
 MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
-ARTIFACT_TYPE = "application/vnd.optbench.artifact.v1"
+ARTIFACT_TYPE = "application/vnd.optbench.artifact.folder.v1"
 LAYER_TYPE = "application/octet-stream"
 # The config that the image spec gives to artifacts that have none: the two bytes {}.
 EMPTY_DIGEST = "sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"

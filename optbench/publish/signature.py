@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from optbench.artifact import MANIFEST, SIGNATURE
+from optbench.artifact.folder import MANIFEST, SIGNATURE
 from optbench.errors import PublishError
 
 if TYPE_CHECKING:

@@ -1,1 +1,4 @@
-"""What a person reads: terminal tables and the card of an exported artifact."""
+"""Reports: records for people.
+
+In: records, verdicts, comparisons. Out: tables, the model card, the HTML page and its figures. Nothing is measured here.
+"""

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from optbench.measure.accuracy import AccuracyResult, accuracy_change
 from optbench.measure.statistics import Change
 from optbench.measure.weighting import weighted_mean_change
-from optbench.record import Record
+from optbench.record.record import Record
 from optbench.report.table import Table
 
 __all__ = ["accuracy_table", "beside_table", "query_side_table"]

@@ -7,13 +7,13 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from optbench.record import Record
+from optbench.record.record import Record
+from optbench.record.verdict import Verdict
 from optbench.report.contents import command_of, record_tables
 from optbench.report.headline import headline_of
 from optbench.report.loaders import loaders_of
 from optbench.report.table import Table, to_markdown, verdict_table
 from optbench.report.text import inline, printable
-from optbench.verdict import Verdict
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCardData

@@ -2,7 +2,7 @@
 
 import shlex
 
-from optbench.record import Record
+from optbench.record.record import Record
 from optbench.report.accuracy import accuracy_table, query_side_table
 from optbench.report.table import (
     Table,

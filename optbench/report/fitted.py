@@ -8,9 +8,9 @@ from rich.console import JustifyMethod, RenderableType
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from optbench.record.verdict import Outcome
 from optbench.report.table import Table, holds_words
 from optbench.report.text import printable
-from optbench.verdict import Outcome
 
 __all__ = ["fit_columns", "to_rich"]
 

@@ -2,23 +2,18 @@
 
 from collections.abc import Sequence
 
-from pydantic import BaseModel, ConfigDict
-
-from optbench.boxes import matching_box
+from optbench.machine.boxes import matching_box
+from optbench.machine.frozen import Frozen
 from optbench.measure.accuracy import AccuracyResult, accuracy_change
 from optbench.measure.statistics import Change, Interval
-from optbench.record import Record
+from optbench.record.record import Record
+from optbench.record.verdict import fastest_baseline, judge
 from optbench.report.table import Table, latency_interval, reading_length
-from optbench.verdict import fastest_baseline, judge
 
 __all__ = ["Headline", "Loss", "headline_of", "headline_table", "worst_loss"]
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Loss(_Part):
+class Loss(Frozen):
     """The accuracy that the steps cost, on the task where they cost most.
 
     Attributes:
@@ -34,7 +29,7 @@ class Loss(_Part):
     change: Change
 
 
-class Headline(_Part):
+class Headline(Frozen):
     """A record in one row.
 
     Attributes:

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from optbench.artifact import Kind
-from optbench.environments import ST5_ONNX, ST6_OPENVINO
-from optbench.record import Record
+from optbench.artifact.folder import Kind
+from optbench.loaders.environments import ST5_ONNX, ST6_OPENVINO
+from optbench.record.record import Record
 
 __all__ = ["Loader", "loaders_of"]
 

@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 import optbench
 from optbench.errors import OptbenchError
-from optbench.record import Record
+from optbench.record.record import Record
+from optbench.record.verdict import judge
 from optbench.report import plots
 from optbench.report.contents import command_of, record_tables
 from optbench.report.headline import Headline, headline_of, headline_table
 from optbench.report.peers import PeerRun, peer_tables, speedup_rows
 from optbench.report.table import Table, holds_words, verdict_table
 from optbench.report.text import printable
-from optbench.verdict import judge
 
 if TYPE_CHECKING:
     import altair as alt

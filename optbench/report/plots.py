@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from optbench.measure.accuracy import accuracy_change
-from optbench.record import Record
+from optbench.record.record import Record
+from optbench.record.verdict import fastest_baseline
 from optbench.report.headline import headline_of
 from optbench.report.table import latency_interval, reading_length
-from optbench.verdict import fastest_baseline
 
 if TYPE_CHECKING:
     import altair as alt

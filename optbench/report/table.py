@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from optbench.measure.latency import Timing
 from optbench.measure.stability import STABILITY_COLUMNS, Stability, stability_rows
 from optbench.measure.statistics import Interval, percentile_interval
-from optbench.record import Point, Record
+from optbench.record.record import Point, Record
+from optbench.record.verdict import Verdict, fastest_baseline
 from optbench.report.text import inline
-from optbench.verdict import Verdict, fastest_baseline
 
 __all__ = [
     "Table",

@@ -6,10 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import Field, JsonValue
 
-from optbench.artifact import Artifact, Kind
-from optbench.machine import Machine
+from optbench.artifact.folder import Artifact, Kind
+from optbench.machine.cpu import Machine
+from optbench.machine.frozen import Frozen
+from optbench.machine.progress import Progress, silent
 from optbench.steps.pruning.latency import LayerTimes
 from optbench.tasks import JudgedTexts
 
@@ -25,25 +27,21 @@ ReduceRange = Annotated[
 """What steps that round weights to int8 ask, each with the default `auto`."""
 
 
-class Refusal(BaseModel):
+class Refusal(Frozen):
     """A place that a rewrite looked at and left alone, and why."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     rule: str
     node: str
     reason: str
 
 
-class StepReport(BaseModel):
+class StepReport(Frozen):
     """What a step did, for the record."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    matched: dict[str, int] = {}
+    matched: dict[str, int] = Field(default_factory=dict)
     refused: tuple[Refusal, ...] = ()
     warnings: tuple[str, ...] = ()
-    facts: dict[str, JsonValue] = {}
+    facts: dict[str, JsonValue] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -69,14 +67,14 @@ class StepContext:
     calibration_texts: Sequence[str] = ()
     price: Price | None = None
     layer_times: LayerTimes | None = None
-    progress: Callable[[str, float | None], None] = field(default=lambda message, share: None)
+    progress: Progress = silent
     folder: Path = Path()
     base: Artifact | None = None
     judged: JudgedTexts = field(default_factory=JudgedTexts)
     unfinished: Path | None = None
 
 
-class BaseStep(BaseModel, ABC):
+class BaseStep(Frozen, ABC):
     """A recipe entry, validated and frozen; the entry is the step.
 
     Subclasses add `step: Literal["verb_object"]`, the tag of the union in `steps/__init__.py`.
@@ -91,8 +89,6 @@ class BaseStep(BaseModel, ABC):
         needs_base: whether it reads `context.base`, whose hash is then part of its cache key.
         resumes: whether it keeps what it needs to go on after a kill in `context.unfinished`.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     takes: ClassVar[frozenset[Kind]]
     gives: ClassVar[Kind]

@@ -18,11 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from optbench.artifact import Artifact, Kind, copy_companions
+from optbench.artifact.folder import Artifact, Kind, copy_companions
 from optbench.errors import StepError
-from optbench.machine import free_disk
+from optbench.machine.disk import free_disk
 from optbench.steps.base import BaseStep, Refusal, StepContext, StepReport
-from optbench.steps.openvino_graph import FLOATS, constant_behind, match_names, read_graph, save_graph
+from optbench.steps.openvino.graph import FLOATS, constant_behind, match_names, read_graph, save_graph
 
 if TYPE_CHECKING:
     import openvino as ov

@@ -24,14 +24,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from optbench.artifact import Artifact, Kind, copy_companions
-from optbench.checkpoint import read_body
+from optbench.artifact.folder import Artifact, Kind, copy_companions
 from optbench.errors import StepError
-from optbench.machine import free_disk
+from optbench.machine.disk import free_disk
+from optbench.model.checkpoint import read_body
 from optbench.steps.base import BaseStep, Refusal, StepContext, StepReport
-from optbench.steps.calibration import CalibrationInput, calibration_inputs
-from optbench.steps.gptq import round_graph
-from optbench.steps.openvino_graph import (
+from optbench.steps.calibration.samples import CalibrationInput, calibration_inputs
+from optbench.steps.openvino.gptq import round_graph
+from optbench.steps.openvino.graph import (
     FLOATS,
     WeightMatMul,
     constant_behind,

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from optbench.artifact import Artifact, Kind, copy_companions
-from optbench.checkpoint import read_max_tokens
+from optbench.artifact.folder import Artifact, Kind, copy_companions
 from optbench.errors import MachineError, StepError
-from optbench.machine import free_disk
+from optbench.machine.disk import free_disk
+from optbench.model.checkpoint import read_max_tokens
 from optbench.steps.base import BaseStep, StepContext, StepReport
 
 if TYPE_CHECKING:

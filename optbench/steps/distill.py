@@ -7,18 +7,18 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from optbench.artifact import Artifact
-from optbench.checkpoint import Prompts, read_body, read_prompts
+from optbench.artifact.folder import Artifact
 from optbench.errors import StepError
+from optbench.machine.worker import peak_rss_bytes
+from optbench.model.checkpoint import Prompts, read_body, read_prompts
+from optbench.model.torch_model import save_torch_model
 from optbench.steps.base import StepContext, StepReport
-from optbench.steps.texts import TextPaths, check_known, excerpts, files_of_texts, gather_texts
 from optbench.steps.training.distillation import default_batch, default_learning_rate, distillation_loss, map_layers, teacher_vectors
 from optbench.steps.training.model import build_trainable, check_extra, torch_body, use_bf16
 from optbench.steps.training.step import Evaluations, HeldOut, LearningRate, TrainingStep, Warmup
+from optbench.steps.training.texts import TextPaths, check_known, excerpts, files_of_texts, gather_texts
 from optbench.steps.training.trainer import Trained, train
 from optbench.tasks import JudgedTexts
-from optbench.torch_model import save_torch_model
-from optbench.worker import peak_rss_bytes
 
 __all__ = ["Distill"]
 

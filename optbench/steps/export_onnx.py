@@ -21,13 +21,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from optbench.artifact import Artifact, Kind, copy_companions
-from optbench.checkpoint import Body, describe
+from optbench.artifact.folder import Artifact, Kind, copy_companions
 from optbench.errors import StepError
-from optbench.machine import free_disk
+from optbench.machine.disk import free_disk
+from optbench.model.checkpoint import Body, describe
+from optbench.model.torch_model import build_module
 from optbench.steps.base import BaseStep, StepContext, StepReport
-from optbench.steps.onnx_file import write_onnx
-from optbench.torch_model import build_module
+from optbench.steps.onnx.file import write_onnx
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -37,7 +37,7 @@ __all__ = ["ExportOnnx"]
 
 INPUTS = ("input_ids", "attention_mask")
 OUTPUTS = ("last_hidden_state", "sentence_embedding")
-# The attribute of optbench.checkpoint's module that holds the transformer; dropped from every name.
+# The attribute of optbench.model.checkpoint's module that holds the transformer; dropped from every name.
 BODY = "body"
 # Elements of the largest constant that may be merged with an equal one: shapes and scalars, never a bias that happens to be zero.
 MERGED_ELEMENTS_MAX = 16

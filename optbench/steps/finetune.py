@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from optbench.artifact import Artifact
-from optbench.checkpoint import read_body
+from optbench.artifact.folder import Artifact
 from optbench.errors import StepError
+from optbench.machine.worker import peak_rss_bytes
+from optbench.model.checkpoint import read_body
+from optbench.model.torch_model import save_torch_model
 from optbench.steps.base import StepContext, StepReport
-from optbench.steps.texts import check_known
 from optbench.steps.training.fake_quantization import fake_quantized
 from optbench.steps.training.model import build_trainable, check_extra, torch_body, use_bf16
 from optbench.steps.training.pairs import Pairs, check_no_test_query, pair_files, read_pairs
 from optbench.steps.training.step import Evaluations, HeldOut, LearningRate, TrainingStep, Warmup
+from optbench.steps.training.texts import check_known
 from optbench.steps.training.trainer import Trained, train
-from optbench.torch_model import save_torch_model
-from optbench.worker import peak_rss_bytes
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -10,16 +10,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic import Field, JsonValue, model_validator
 
-from optbench.artifact import Artifact, Kind, copy_companions
-from optbench.checkpoint import read_body
+from optbench.artifact.folder import Artifact, Kind, copy_companions
 from optbench.errors import StepError
-from optbench.machine import free_disk
+from optbench.machine.disk import free_disk
+from optbench.machine.frozen import Frozen
+from optbench.model.checkpoint import read_body
 from optbench.steps.base import BaseStep, Price, Refusal, StepContext, StepReport
-from optbench.steps.fusions import FUSIONS, Outcome
-from optbench.steps.fusions.candidates import Candidates
-from optbench.steps.onnx_file import read_onnx, weight_bytes, write_onnx
+from optbench.steps.onnx.file import read_onnx, weight_bytes, write_onnx
+from optbench.steps.onnx.fusions import FUSIONS, Outcome
+from optbench.steps.onnx.fusions.candidates import Candidates
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -34,10 +35,8 @@ TOLERATED_RATIO = 1.01
 REFUSALS_SHOWN = 50
 
 
-class FusionEntry(BaseModel):
+class FusionEntry(Frozen):
     """One fusion of a recipe."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: FusionName = Field(description="Which fusion.")
     expected: int | None = Field(

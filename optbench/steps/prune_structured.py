@@ -9,16 +9,16 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, JsonValue, model_validator
 
-from optbench.artifact import Artifact, Kind
-from optbench.checkpoint import Body, describe
+from optbench.artifact.folder import Artifact, Kind
 from optbench.errors import StepError
-from optbench.machine import free_disk
+from optbench.machine.disk import free_disk
+from optbench.model.checkpoint import Body, describe
+from optbench.model.torch_model import load_torch_model, save_torch_model
 from optbench.steps.base import BaseStep, StepContext, StepReport
 from optbench.steps.pruning.latency import LayerTimes
 from optbench.steps.pruning.method import Costs, Pruner
 from optbench.steps.pruning.states import read_batches
-from optbench.steps.texts import TextPaths, files_of_texts, gather_texts
-from optbench.torch_model import load_torch_model, save_torch_model
+from optbench.steps.training.texts import TextPaths, files_of_texts, gather_texts
 
 __all__ = ["PruneStructured"]
 

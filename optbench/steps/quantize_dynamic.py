@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, JsonValue
 
-from optbench.artifact import Artifact
-from optbench.machine import free_disk
+from optbench.artifact.folder import Artifact
+from optbench.machine.disk import free_disk
 from optbench.steps.base import StepContext, StepReport
-from optbench.steps.onnx_file import read_onnx
-from optbench.steps.onnx_quantizer import OnnxQuantizer
-from optbench.steps.onnx_weights import (
+from optbench.steps.onnx.file import read_onnx
+from optbench.steps.onnx.quantizer import OnnxQuantizer
+from optbench.steps.onnx.weights import (
     QuantizedColumns,
     WeightProduct,
     quantize_columns,

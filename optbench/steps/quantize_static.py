@@ -12,20 +12,13 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from optbench.artifact import Artifact, Kind, copy_companions
+from optbench.artifact.folder import Artifact, Kind, copy_companions
 from optbench.errors import MachineError, StepError
-from optbench.machine import free_disk
+from optbench.machine.disk import free_disk
 from optbench.steps.base import BaseStep, ReduceRange, Refusal, StepContext, StepReport
-from optbench.steps.calibration import CalibrationInput, calibration_inputs
-from optbench.steps.openvino_graph import (
-    constant_behind,
-    find_weight_matmuls,
-    match_names,
-    quiet_nncf,
-    read_graph,
-    save_graph,
-)
-from optbench.steps.smoothing import group_by_activation, observe_maxima, smooth
+from optbench.steps.calibration.samples import CalibrationInput, calibration_inputs
+from optbench.steps.calibration.smoothing import group_by_activation, observe_maxima, smooth
+from optbench.steps.openvino.graph import constant_behind, find_weight_matmuls, match_names, quiet_nncf, read_graph, save_graph
 
 if TYPE_CHECKING:
     import openvino as ov

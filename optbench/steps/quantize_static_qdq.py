@@ -14,31 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, JsonValue
 
-from optbench.artifact import Artifact
+from optbench.artifact.folder import Artifact
 from optbench.errors import StepError
-from optbench.machine import free_disk
+from optbench.machine.disk import free_disk
 from optbench.steps.base import StepContext, StepReport
-from optbench.steps.calibration import CalibrationInput, calibration_inputs
-from optbench.steps.onnx_file import read_onnx
-from optbench.steps.onnx_quantizer import OnnxQuantizer
-from optbench.steps.onnx_ranges import (
-    ActivationScale,
-    Method,
-    activation_scale,
-    clipped_ranges,
-    observe_extremes,
-    open_observer,
-)
-from optbench.steps.onnx_weights import (
-    WeightProduct,
-    initializer,
-    quantize_columns,
-    release,
-    select_products,
-    store_columns,
-    weight_array,
-)
-from optbench.steps.smoothing import smoothing_scale
+from optbench.steps.calibration.samples import CalibrationInput, calibration_inputs
+from optbench.steps.calibration.smoothing import smoothing_scale
+from optbench.steps.onnx.file import read_onnx
+from optbench.steps.onnx.quantizer import OnnxQuantizer
+from optbench.steps.onnx.ranges import ActivationScale, Method, activation_scale, clipped_ranges, observe_extremes, open_observer
+from optbench.steps.onnx.weights import WeightProduct, initializer, quantize_columns, release, select_products, store_columns, weight_array
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -19,16 +19,17 @@ import psutil
 from numpy.typing import NDArray
 from pydantic import Field
 
-from optbench.artifact import Artifact, Kind, copy_companions
-from optbench.checkpoint import describe
+from optbench.artifact.folder import Artifact, Kind, copy_companions
 from optbench.errors import StepError
-from optbench.machine import free_disk
-from optbench.safetensors_file import TensorSpan, copy_rows, read_header
+from optbench.machine.disk import free_disk
+from optbench.machine.progress import Progress
+from optbench.machine.worker import Worker
+from optbench.model.checkpoint import describe
+from optbench.model.safetensors import TensorSpan, copy_rows, read_header
+from optbench.model.tokenizer import load_tokenizer
 from optbench.steps.base import BaseStep, StepContext, StepReport
-from optbench.steps.vocabulary import Pieces, read_pieces, renumber_companions, renumber_tokenizer
+from optbench.steps.pruning.vocabulary import Pieces, read_pieces, renumber_companions, renumber_tokenizer
 from optbench.tasks.corpus import find_corpus, read_corpus
-from optbench.tokenizer import load_tokenizer
-from optbench.worker import Worker
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -236,7 +237,7 @@ def _check_same(before: "Tokenizer", after: "Tokenizer", texts: Iterable[str], n
                 )
 
 
-def serve_loading(payload: dict[str, Any], progress: Callable[[str, float | None], None]) -> Generator[Any, dict[str, Any], None]:
+def serve_loading(payload: dict[str, Any], progress: Progress) -> Generator[Any, dict[str, Any], None]:
     """The child's side of `_measure_loading`."""
     import tokenizers  # noqa: F401  # its own import is not the vocabulary's
 
@@ -252,6 +253,6 @@ def serve_loading(payload: dict[str, Any], progress: Callable[[str, float | None
 
 
 def _measure_loading(folder: Path, when: str) -> dict[str, float]:
-    with Worker("optbench.steps.trim_vocabulary:serve_loading", {"folder": str(folder)}) as worker:
+    with Worker(serve_loading, {"folder": str(folder)}) as worker:
         answer = worker.request({}, lambda message, share: None)
     return {f"load_ms_{when}": round(answer["load_ms"], 1), f"rss_bytes_{when}": answer["rss_bytes"]}

@@ -10,9 +10,10 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Literal, TextIO
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from optbench.errors import TaskError
+from optbench.machine.frozen import Frozen
 
 __all__ = [
     "LINE_CHARACTERS_MAX",
@@ -146,10 +147,8 @@ class CalibrationTexts:
     note: str = field(default="", compare=False)
 
 
-class BaseTask(BaseModel, ABC):
+class BaseTask(Frozen, ABC):
     """A task's options. Subclasses add `task: Literal["name"]`, the tag of the union in `tasks/__init__.py`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     weight: float = Field(
         default=1.0, gt=0, allow_inf_nan=False, description="Its weight in the mean over tasks; its languages share it equally."

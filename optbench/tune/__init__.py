@@ -1,1 +1,4 @@
-"""What the machine can do, and what that leaves to gain."""
+"""Search over recipes (planned).
+
+In: a base, targets and a budget. Out: a recipe.
+"""

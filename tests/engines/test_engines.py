@@ -11,11 +11,11 @@ import pytest
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
-from optbench.artifact import Artifact, Kind
+from optbench.artifact.folder import Artifact, Kind
 from optbench.engines import BaseEngine, Engine, OnnxRuntime, OpenVino, Session, Torch, default_engine
 from optbench.engines.onednn import MAX_ISA, max_isa_environment, stay_off_amx
 from optbench.errors import EngineError
-from optbench.machine import Machine, read_machine
+from optbench.machine.cpu import Machine, read_machine
 
 MODELS = [("BertModel", "mean"), ("XLMRobertaModel", "cls")]
 ENGINES: list[tuple[BaseEngine, Kind]] = [

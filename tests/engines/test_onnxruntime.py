@@ -14,11 +14,11 @@ import pytest
 from onnx import TensorProto, helper
 from pydantic import ValidationError
 
-from optbench.artifact import Artifact, Kind
+from optbench.artifact.folder import Artifact, Kind
 from optbench.engines import OnnxRuntime
 from optbench.engines.onnxruntime import Optimizer
 from optbench.errors import EngineError
-from optbench.machine import usable_threads
+from optbench.machine.cpu import usable_threads
 
 
 def artifact_of(folder: Path, model: onnx.ModelProto) -> Artifact:

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from optbench.artifact import Artifact, Kind, copy_companions
+from optbench.artifact.folder import Artifact, Kind, copy_companions
 from optbench.engines import OpenVino
 from optbench.engines import openvino as engine_module
 from optbench.engines.onednn import MAX_ISA
 from optbench.engines.openvino import STATIC_LENGTHS, _OpenVinoSession
 from optbench.errors import EngineError
-from optbench.machine import read_machine
+from optbench.machine.cpu import read_machine
 from optbench.steps import convert_openvino
 
 LENGTHS = (4, 8, 16)

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from optbench.artifact import Artifact, Kind
+from optbench.artifact.folder import Artifact, Kind
 from optbench.engines import Torch
 from optbench.engines import torch as engine_module
 from optbench.engines.torch import _TorchSession
 from optbench.errors import EngineError
-from optbench.machine import read_machine
+from optbench.machine.cpu import read_machine
 
 IDS, MASK = np.array([[4, 9, 11, 5], [7, 4, 0, 0]]), np.array([[1, 1, 1, 1], [1, 1, 0, 0]])
 

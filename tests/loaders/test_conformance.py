@@ -9,14 +9,14 @@ import pytest
 from typer.testing import CliRunner
 
 from optbench import cli
-from optbench.artifact import MANIFEST, Artifact, Kind, seal
-from optbench.checkpoint import describe
-from optbench.environments import PinnedEnvironment
+from optbench.artifact.folder import MANIFEST, Artifact, Kind, seal
 from optbench.errors import ArtifactError, MachineError
-from optbench.extending import extend
 from optbench.loaders import conformance
 from optbench.loaders.conformance import COSINE_MIN, LOADERS, LoaderRow, Status, check_loaders, loader_names, loader_table, loader_texts
-from tests.test_json import check_keys
+from optbench.loaders.environments import PinnedEnvironment
+from optbench.loaders.second_graph import extend
+from optbench.model.checkpoint import describe
+from tests.cli.test_json import check_keys
 
 HERE = ("onnxruntime", "openvino", "fastembed")
 TEXTS = ["red running shoe", "small oak desk", "wireless mouse for a laptop"]

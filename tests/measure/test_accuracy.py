@@ -10,16 +10,9 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
-from optbench.artifact import Artifact
+from optbench.artifact.folder import Artifact
 from optbench.errors import MeasureError, TaskError
-from optbench.measure.accuracy import (
-    AccuracyResult,
-    Encode,
-    accuracy_change,
-    embed_texts,
-    measure_accuracy,
-    spearman_by_pair,
-)
+from optbench.measure.accuracy import AccuracyResult, Encode, accuracy_change, embed_texts, measure_accuracy, spearman_by_pair
 from optbench.tasks import Beir, PairData, Retail, RetrievalData, Sts, XquadR
 from tests.conftest import accuracy_of
 
@@ -203,8 +196,8 @@ def minilm(minilm_checkpoint: Artifact) -> Callable[[Sequence[str], str], NDArra
     """all-MiniLM-L6-v2 in torch, fp32; remembers what it has embedded."""
     import torch
 
-    from optbench.tokenizer import encode_batch, load_tokenizer
-    from optbench.torch_model import build_module
+    from optbench.model.tokenizer import encode_batch, load_tokenizer
+    from optbench.model.torch_model import build_module
 
     module, tokenizer = build_module(minilm_checkpoint.path), load_tokenizer(minilm_checkpoint.path)
     known: dict[str, NDArray[np.float32]] = {}

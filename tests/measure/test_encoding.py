@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from optbench.artifact import Artifact, Kind
+from optbench.artifact.folder import Artifact, Kind
 from optbench.engines import OnnxRuntime
 from optbench.measure import encoding
 from optbench.measure.encoding import TextEncoder

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from optbench.artifact import Artifact, Kind
+from optbench.artifact.folder import Artifact, Kind
 from optbench.engines import OnnxRuntime, OpenVino
 from optbench.errors import EngineError
 from optbench.measure.latency import WARM_RUNS_MAX, Cell, measure_latency, measure_serving, price_folders, warm_until_stable

@@ -7,13 +7,13 @@ import pytest
 from numpy.typing import NDArray
 
 from optbench.errors import MeasureError
-from optbench.gate import gate
 from optbench.measure import accuracy
 from optbench.measure.accuracy import AccuracyResult, Encode, accuracy_change, embed_documents, measure_accuracy
-from optbench.record import Record
+from optbench.record.gate import gate
+from optbench.record.record import Record
+from optbench.record.verdict import judge
 from optbench.report.accuracy import accuracy_table, query_side_table
 from optbench.tasks import PairData, RetrievalData
-from optbench.verdict import judge
 
 
 def on_circle(degrees: Mapping[str, float]) -> Encode:

@@ -9,21 +9,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from optbench.artifact import Artifact, Kind, copy_companions, seal
+from optbench.artifact.folder import Artifact, Kind, copy_companions, seal
 from optbench.engines import Engine, OnnxRuntime, OpenVino, Torch
 from optbench.errors import EngineError, MeasureError
-from optbench.machine import read_machine, usable_threads
+from optbench.machine.cpu import read_machine, usable_threads
 from optbench.measure import stability as stability_module
 from optbench.measure.fidelity import Fidelity
-from optbench.measure.stability import (
-    NEXT_STEP,
-    ONE_SCALE,
-    STABILITY_COLUMNS,
-    Stability,
-    StabilityRow,
-    measure_stability,
-    stability_rows,
-)
+from optbench.measure.stability import NEXT_STEP, ONE_SCALE, STABILITY_COLUMNS, Stability, StabilityRow, measure_stability, stability_rows
 from optbench.measure.top_changes import TopChanges, compare_tops, top_results
 from optbench.steps.base import StepContext
 from optbench.steps.quantize_dynamic import QuantizeDynamic

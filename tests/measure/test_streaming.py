@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from optbench.evidence import sample_texts
 from optbench.measure import accuracy
 from optbench.measure.accuracy import measure_accuracy
+from optbench.run.measure import sample_texts
 from optbench.tasks import RetrievalData
 
 DOCUMENTS, DIMENSION, WINDOW = 40_000, 64, 1_000

@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from optbench.errors import MeasureError
 from optbench.measure.accuracy import AccuracyResult, accuracy_change
 from optbench.measure.weighting import weighted_mean_change
-from optbench.record import Record
+from optbench.record.record import Record
+from optbench.record.verdict import Outcome, judge
 from optbench.report.accuracy import accuracy_table
-from optbench.verdict import Outcome, judge
 from tests.conftest import accuracy_of
 
 

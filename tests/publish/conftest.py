@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from optbench.artifact import Artifact, Kind
-from optbench.record import Record
-from optbench.runner import export_artifact
-from optbench.verdict import judge
+from optbench.artifact.folder import Artifact, Kind
+from optbench.record.record import Record
+from optbench.record.verdict import judge
+from optbench.run.apply import export_artifact
 from tests.writable_hub import WritableHub
 
 

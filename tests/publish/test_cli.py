@@ -8,9 +8,9 @@ from typing import Any
 from typer.testing import CliRunner, Result
 
 from optbench import cli
-from optbench.artifact import Kind, open_artifact
+from optbench.artifact.folder import Kind, open_artifact
+from tests.cli.test_json import check_keys
 from tests.publish.test_filesystem import contents
-from tests.test_json import check_keys
 
 
 def run(*arguments: object) -> Result:

@@ -7,7 +7,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from optbench.artifact import MANIFEST, open_artifact
+from optbench.artifact.folder import MANIFEST, open_artifact
 from optbench.errors import ArtifactError, PublishError
 from optbench.publish import open_destination, publish, pull
 from optbench.publish.filesystem import JOURNAL

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from optbench.publish import clear, license_problem
-from optbench.verdict import Outcome
+from optbench.record.verdict import Outcome
 
 
 def test_passing_artifact_with_a_record_of_its_bytes_may_be_published(exported: Path) -> None:
@@ -38,7 +38,7 @@ def test_random_weights_are_never_published(make_exported: Callable[..., Path]) 
 
 
 def test_record_of_other_bytes_does_not_count(make_exported: Callable[..., Path]) -> None:
-    from optbench.artifact import MANIFEST, Kind, seal
+    from optbench.artifact.folder import MANIFEST, Kind, seal
 
     folder = make_exported()
     # Somebody changes the model and seals it again: the record is still there, and is not of this.

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from optbench.artifact import open_artifact
+from optbench.artifact.folder import open_artifact
 from optbench.errors import PublishError
 from optbench.publish import open_destination, publish, pull
-from optbench.record import newest_record
+from optbench.record.record import newest_record
 from tests.hub_server import LFS_BYTES_MIN, Repository
 from tests.publish.conftest import silent
 from tests.publish.test_filesystem import contents

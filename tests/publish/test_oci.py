@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from optbench.artifact import open_artifact
+from optbench.artifact.folder import open_artifact
 from optbench.errors import PublishError
 from optbench.publish import open_destination, publish, pull
 from tests.cutting_proxy import CuttingProxy

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from optbench.artifact import MANIFEST, SIGNATURE, Kind, seal
+from optbench.artifact.folder import MANIFEST, SIGNATURE, Kind, seal
 from optbench.errors import PublishError
 from optbench.publish import open_destination, publish, pull
 from optbench.publish.signature import PASSWORD_VARIABLE, check_folder, read_public_key, sign

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from optbench.measure.statistics import Change, Interval
-from optbench.record import Record
+from optbench.record.record import Record
 from optbench.report.page import Difference, render_page
 from optbench.report.peers import PeerRow, PeerRun
 from optbench.report.table import Table

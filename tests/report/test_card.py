@@ -10,11 +10,11 @@ import pytest
 from huggingface_hub import ModelCard, metadata_load
 
 import optbench
-from optbench.artifact import Artifact, Kind
-from optbench.record import Record
+from optbench.artifact.folder import Artifact, Kind
+from optbench.record.record import Record
+from optbench.record.verdict import judge
 from optbench.report.card import render_card
 from optbench.report.loaders import loaders_of
-from optbench.verdict import judge
 
 from .conftest import HOSTILE
 

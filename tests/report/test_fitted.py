@@ -13,13 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from optbench.recipe_file import load_recipe
-from optbench.record import Record, write_record
+from optbench.recipe.load import load_recipe
+from optbench.record.record import Record, write_record
+from optbench.record.verdict import judge
 from optbench.report.accuracy import accuracy_table
 from optbench.report.fitted import fit_columns, to_rich
 from optbench.report.table import Table, latency_table, tradeoff_table, verdict_table
 from optbench.report.text import printable
-from optbench.verdict import judge
 
 ROOT = Path(__file__).parent.parent.parent
 ESCAPE = "\x1b"

@@ -14,14 +14,14 @@ from typer.testing import CliRunner
 
 from optbench import cli
 from optbench.errors import OptbenchError, RecordError
-from optbench.machine import read_machine
-from optbench.record import Record, write_record
+from optbench.machine.cpu import read_machine
+from optbench.machine.peaks import Peaks
+from optbench.record.record import Record, write_record
 from optbench.report import plots
 from optbench.report.headline import headline_of, headline_table
 from optbench.report.page import require_plots, save_figure
 from optbench.report.peers import peer_tables, read_peers, speedup_rows
 from optbench.report.table import to_markdown
-from optbench.tune.peaks import Peaks
 
 from .conftest import HOSTILE, peer_runs
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from optbench.artifact import Artifact, Kind, seal
-from optbench.machine import read_machine
+from optbench.artifact.folder import Artifact, Kind, seal
+from optbench.machine.cpu import read_machine
 from optbench.steps.base import StepContext
 from optbench.steps.convert_openvino import ConvertOpenvino
 from optbench.steps.export_onnx import ExportOnnx

@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 from openvino import opset13
 from pydantic import ValidationError
 
-from optbench.artifact import Artifact, Kind, copy_companions, hash_file, open_artifact, seal
+from optbench.artifact.folder import Artifact, Kind, copy_companions, hash_file, open_artifact, seal
 from optbench.errors import StepError
 from optbench.measure.fidelity import measure_fidelity
+from optbench.model.tokenizer import encode_batch, load_tokenizer
 from optbench.steps.base import BaseStep, StepContext, StepReport
 from optbench.steps.compress_tables import SCALE_MIN, CompressTables, quantize_table_rows
 from optbench.steps.compress_weights import CompressWeights
-from optbench.steps.openvino_graph import save_graph
-from optbench.tokenizer import encode_batch, load_tokenizer
+from optbench.steps.openvino.graph import save_graph
 
 TEXTS = ["red running shoe", "waterproof boot", "small oak desk lamp", "wireless mouse", "large blue chair"]
 Run = Callable[..., tuple[Artifact, StepReport]]

@@ -11,17 +11,17 @@ import pytest
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from optbench.artifact import Artifact, Kind, hash_file, open_artifact, seal
+from optbench.artifact.folder import Artifact, Kind, hash_file, open_artifact, seal
 from optbench.errors import StepError
-from optbench.machine import read_machine
+from optbench.machine.cpu import read_machine
 from optbench.measure.fidelity import measure_fidelity
+from optbench.model.tokenizer import encode_batch, load_tokenizer
 from optbench.steps.base import StepContext, StepReport
-from optbench.steps.calibration import CalibrationInput, calibration_inputs
+from optbench.steps.calibration.samples import CalibrationInput, calibration_inputs
 from optbench.steps.compress_weights import DYNAMIC_GROUP, CompressWeights, choose_dynamic_group
 from optbench.steps.convert_openvino import ConvertOpenvino
 from optbench.steps.export_onnx import ExportOnnx
-from optbench.steps.openvino_graph import constant_behind, find_weight_matmuls, quiet_nncf
-from optbench.tokenizer import encode_batch, load_tokenizer
+from optbench.steps.openvino.graph import constant_behind, find_weight_matmuls, quiet_nncf
 
 TEXTS = [
     "red running shoe",

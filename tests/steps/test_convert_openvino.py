@@ -15,13 +15,13 @@ import pytest
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from optbench.artifact import Artifact, Kind, open_artifact, seal
+from optbench.artifact.folder import Artifact, Kind, open_artifact, seal
 from optbench.errors import MachineError, StepError
-from optbench.machine import read_machine
-from optbench.steps import onnx_file
+from optbench.machine.cpu import read_machine
 from optbench.steps.base import StepContext, StepReport
 from optbench.steps.convert_openvino import ConvertOpenvino
 from optbench.steps.export_onnx import ExportOnnx
+from optbench.steps.onnx import file as onnx_file
 
 # As in test_export_onnx: 64 terms a sum, 8 sums a path, 6e-8 a rounding of values of order 1.
 TINY_ABSOLUTE = 3e-5

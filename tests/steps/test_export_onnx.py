@@ -19,14 +19,15 @@ from pydantic import ValidationError
 from safetensors.numpy import load_file
 from transformers import MPNetConfig, MPNetModel
 
-from optbench.artifact import Artifact, Kind, open_artifact, seal
-from optbench.checkpoint import read_body
+from optbench.artifact.folder import Artifact, Kind, open_artifact, seal
 from optbench.errors import MachineError, StepError
-from optbench.machine import read_machine
-from optbench.steps import export_onnx, onnx_file
+from optbench.machine.cpu import read_machine
+from optbench.model.checkpoint import read_body
+from optbench.model.torch_model import build_module
+from optbench.steps import export_onnx
 from optbench.steps.base import StepContext, StepReport
 from optbench.steps.export_onnx import ExportOnnx, check_operators
-from optbench.torch_model import build_module
+from optbench.steps.onnx import file as onnx_file
 
 # (architecture, pooling, normalize)
 MODELS = [("BertModel", "mean", True), ("BertModel", "cls", False), ("XLMRobertaModel", "cls", True), ("XLMRobertaModel", "mean", False)]

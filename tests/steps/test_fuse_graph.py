@@ -16,13 +16,13 @@ import pytest
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from optbench.artifact import Artifact, Kind, open_artifact, seal
+from optbench.artifact.folder import Artifact, Kind, open_artifact, seal
 from optbench.errors import MachineError, StepError
-from optbench.machine import read_machine
-from optbench.steps import onnx_file
+from optbench.machine.cpu import read_machine
 from optbench.steps.base import StepContext
 from optbench.steps.export_onnx import ExportOnnx
 from optbench.steps.fuse_graph import FuseGraph, time_ratio
+from optbench.steps.onnx import file as onnx_file
 
 Context = Callable[..., StepContext]
 

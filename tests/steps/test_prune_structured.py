@@ -10,19 +10,19 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
-from optbench.artifact import Artifact, Kind, hash_file, open_artifact, seal
-from optbench.checkpoint import read_body
+from optbench.artifact.folder import Artifact, Kind, hash_file, open_artifact, seal
 from optbench.errors import StepError
-from optbench.machine import read_machine
-from optbench.plan import Cache, layer_times_path, make_plan, step_key
-from optbench.recipe_file import load_recipe
+from optbench.machine.cpu import read_machine
+from optbench.model.checkpoint import read_body
+from optbench.model.tokenizer import encode_batch, load_tokenizer
+from optbench.model.torch_model import build_module, encoder_layers, load_torch_model, resize_layer, save_torch_model
+from optbench.recipe.load import load_recipe
+from optbench.run.plan import Cache, layer_times_path, make_plan, step_key
 from optbench.steps.base import StepContext, StepReport
 from optbench.steps.prune_structured import PruneStructured
 from optbench.steps.pruning.latency import LayerTimes
 from optbench.tasks import JudgedTexts
 from optbench.tasks.base import normalize_text
-from optbench.tokenizer import encode_batch, load_tokenizer
-from optbench.torch_model import build_module, encoder_layers, load_torch_model, resize_layer, save_torch_model
 
 RECIPES = Path(__file__).parent.parent.parent / "recipes"
 ADJECTIVES = ["red", "blue", "waterproof", "oak", "small", "large", "wireless"]

@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
-from optbench.artifact import Artifact, Kind, copy_companions, open_artifact, seal
+from optbench.artifact.folder import Artifact, Kind, copy_companions, open_artifact, seal
 from optbench.errors import MachineError, StepError
-from optbench.steps import onnx_file
+from optbench.model.tokenizer import encode_batch, load_tokenizer
 from optbench.steps.base import StepContext, StepReport
-from optbench.steps.onnx_weights import quantize_columns
+from optbench.steps.onnx import file as onnx_file
+from optbench.steps.onnx.weights import quantize_columns
 from optbench.steps.quantize_dynamic import QuantizeDynamic
-from optbench.tokenizer import encode_batch, load_tokenizer
 
 MakeContext = Callable[..., StepContext]
 MakeArtifact = Callable[..., Artifact]

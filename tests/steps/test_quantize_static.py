@@ -12,15 +12,15 @@ import openvino as ov
 import pytest
 from numpy.typing import NDArray
 
-from optbench.artifact import Artifact, Kind, copy_companions, open_artifact, seal
+from optbench.artifact.folder import Artifact, Kind, copy_companions, open_artifact, seal
 from optbench.errors import MachineError, StepError
+from optbench.model.tokenizer import encode_batch, load_tokenizer
 from optbench.steps.base import StepContext, StepReport
-from optbench.steps.calibration import calibration_inputs
+from optbench.steps.calibration.samples import calibration_inputs
+from optbench.steps.calibration.smoothing import group_by_activation, observe_maxima, smooth, smoothing_scale
 from optbench.steps.convert_openvino import ConvertOpenvino
-from optbench.steps.openvino_graph import find_weight_matmuls, read_graph, transpose_weights
+from optbench.steps.openvino.graph import find_weight_matmuls, read_graph, transpose_weights
 from optbench.steps.quantize_static import QuantizeStatic
-from optbench.steps.smoothing import group_by_activation, observe_maxima, smooth, smoothing_scale
-from optbench.tokenizer import encode_batch, load_tokenizer
 
 MakeContext = Callable[..., StepContext]
 MakeArtifact = Callable[..., Artifact]
@@ -137,7 +137,7 @@ def test_smoothing_scale_follows_its_formula_within_its_bounds() -> None:
 def test_real_model_is_closer_to_float_than_nncf_by_itself(
     minilm: Callable[[Kind], Artifact], make_context: MakeContext, tmp_path: Path, shop_texts: list[str]
 ) -> None:
-    from optbench.steps.openvino_graph import quiet_nncf
+    from optbench.steps.openvino.graph import quiet_nncf
 
     source = minilm(Kind.OPENVINO)
     path, report = quantize(source, tmp_path / "out", make_context(calibration_texts=shop_texts))

@@ -12,13 +12,13 @@ import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
-from optbench.artifact import Artifact, Kind, open_artifact
+from optbench.artifact.folder import Artifact, Kind, open_artifact
 from optbench.errors import StepError
+from optbench.model.tokenizer import encode_batch, load_tokenizer
 from optbench.steps.base import StepContext, StepReport
-from optbench.steps.calibration import calibration_inputs
-from optbench.steps.onnx_ranges import activation_scale
+from optbench.steps.calibration.samples import calibration_inputs
+from optbench.steps.onnx.ranges import activation_scale
 from optbench.steps.quantize_static_qdq import QuantizeStaticQdq
-from optbench.tokenizer import encode_batch, load_tokenizer
 
 MakeContext = Callable[..., StepContext]
 MakeArtifact = Callable[..., Artifact]
@@ -225,7 +225,7 @@ def test_calibration_inputs_are_drawn_once_and_never_padded(make_artifact: MakeA
 def test_activation_that_is_not_finite_is_named(
     make_artifact: MakeArtifact, make_context: MakeContext, tmp_path: Path, tiny_texts: list[str]
 ) -> None:
-    from optbench.artifact import copy_companions, seal
+    from optbench.artifact.folder import copy_companions, seal
 
     source = make_artifact(Kind.ONNX)
     model = onnx.load(source.main_file)

@@ -14,18 +14,18 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, models
 
-from optbench.artifact import Artifact, Kind, hash_file, open_artifact, seal
-from optbench.base_model import Base, obtain_base
-from optbench.checkpoint import Body, Description, Prompts, read_body, write_layout
+from optbench.artifact.folder import Artifact, Kind, hash_file, open_artifact, seal
+from optbench.base.obtain import Base, obtain_base
 from optbench.errors import StepError, TaskError
-from optbench.machine import read_machine
-from optbench.plan import Cache, step_key
-from optbench.recipe_file import load_recipe
-from optbench.runner import Silent
-from optbench.stages import make_stage
+from optbench.machine.cpu import read_machine
+from optbench.model.checkpoint import Body, Description, Prompts, read_body, write_layout
+from optbench.model.tokenizer import encode_batch, load_tokenizer
+from optbench.recipe.load import load_recipe
+from optbench.run.apply import Silent
+from optbench.run.make import make_stage
+from optbench.run.plan import Cache, step_key
 from optbench.steps import TrimVocabulary, trim_vocabulary
 from optbench.steps.base import StepContext, StepReport
-from optbench.tokenizer import encode_batch, load_tokenizer
 
 DATA = Path(os.environ.get("OPTBENCH_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))
 ENGLISH = ["waterproof running shoes for women", "usb-c charger, 65 w", "the lamp is red and the table is oak"]
@@ -91,7 +91,7 @@ def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
 def embed(folder: Path, texts: list[str]) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
     import torch
 
-    from optbench.torch_model import build_module
+    from optbench.model.torch_model import build_module
 
     ids, mask = encode_batch(load_tokenizer(folder), texts)
     with torch.inference_mode():

@@ -1,1 +1,5 @@
-"""Structured pruning: what to remove from a body, within a budget, and how the rest makes up for it."""
+"""What structured pruning and vocabulary trimming share.
+
+In: a checkpoint, calibration texts, a budget. Out: the heads, feed-forward units and vocabulary rows that remain, with the weights
+refitted to them.
+"""

@@ -3,9 +3,10 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from optbench.checkpoint import Body
+from optbench.machine.frozen import Frozen
+from optbench.model.checkpoint import Body
 
 __all__ = ["FIT_VERSION", "LayerTimes", "fit_layer_times", "probe_bodies"]
 
@@ -21,7 +22,7 @@ PROBE_VOCABULARY = 4096
 PROBE_POSITIONS = 514
 
 
-class LayerTimes(BaseModel):
+class LayerTimes(Frozen):
     """Milliseconds of one body's parts on one machine, in one engine and precision, by token length.
 
     Attributes:
@@ -29,8 +30,6 @@ class LayerTimes(BaseModel):
         attention: by heads, ascending: one layer's attention with its norm.
         feed_forward: by width, ascending: one layer's feed-forward part with its norm.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     fixed: dict[int, float] = Field(min_length=1)
     attention: dict[int, dict[int, float]] = Field(min_length=2)

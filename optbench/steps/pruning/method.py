@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from optbench.errors import StepError
+from optbench.machine.progress import Progress
+from optbench.model.torch_model import encoder_layers, resize_layer
 from optbench.steps.pruning.allocation import Choice, LayerOptions, Part, allocate
 from optbench.steps.pruning.refit import Normal
 from optbench.steps.pruning.removal import RemovalCurve, order_removals
 from optbench.steps.pruning.rounding import foresee_rounding
 from optbench.steps.pruning.states import Batch, embed, layer_context, layer_states, run_block, start
-from optbench.torch_model import encoder_layers, resize_layer
 
 if TYPE_CHECKING:
     import torch
@@ -131,7 +132,7 @@ class Pruner:
     int8: bool
     generator: "torch.Generator"
     where: str
-    progress: Callable[[str, float | None], None]
+    progress: Progress
 
     def __post_init__(self) -> None:
         # Which layer of the whole model each layer of the smaller one comes from.

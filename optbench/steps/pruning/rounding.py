@@ -13,7 +13,7 @@ Source: the noise of uniform quantizers, Widrow and Kollar 2008; the scales as `
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from optbench.steps.smoothing import smoothing_scale
+from optbench.steps.calibration.smoothing import smoothing_scale
 
 if TYPE_CHECKING:
     import torch

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from optbench.errors import StepError
-from optbench.tokenizer import encode_batch, load_tokenizer
-from optbench.torch_model import encoder_layers
+from optbench.model.tokenizer import encode_batch, load_tokenizer
+from optbench.model.torch_model import encoder_layers
 
 if TYPE_CHECKING:
     import torch

@@ -1,1 +1,4 @@
-"""What `distill` and `finetune` share: texts, the model in sentence-transformers' form, its trainer, and what is saved."""
+"""What the training steps share.
+
+In: a checkpoint, texts, a teacher or pairs. Out: a trained checkpoint and its loss; an interrupted training resumes.
+"""

@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from optbench.errors import StepError
+from optbench.machine.progress import Progress
+from optbench.model.torch_model import encoder_layers
 from optbench.steps.training.model import torch_body
-from optbench.torch_model import encoder_layers
 
 if TYPE_CHECKING:
     import torch
@@ -60,7 +61,7 @@ def map_layers(student: int, teacher: int, wanted: Sequence[int] | None) -> tupl
 
 
 def teacher_vectors(
-    teacher: "SentenceTransformer", texts: Sequence[str], path: Path, batch: int, bf16: bool, progress: Callable[[str, float | None], None]
+    teacher: "SentenceTransformer", texts: Sequence[str], path: Path, batch: int, bf16: bool, progress: Progress
 ) -> NDArray[np.float32]:
     """The teacher's embeddings, (texts, dimension), float32; read from `path` where an earlier run has left them there."""
     import torch

@@ -4,12 +4,12 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from optbench.checkpoint import describe
 from optbench.errors import StepError
-from optbench.machine import Machine
+from optbench.machine.cpu import Machine
+from optbench.model.checkpoint import describe
+from optbench.model.tokenizer import encode_batch, load_tokenizer
+from optbench.model.torch_model import build_module
 from optbench.steps.training.packing import pack, pool, run_packed
-from optbench.tokenizer import encode_batch, load_tokenizer
-from optbench.torch_model import build_module
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from optbench.artifact import Kind
+from optbench.artifact.folder import Kind
 from optbench.steps.base import BaseStep
 
 __all__ = ["Evaluations", "HeldOut", "LearningRate", "TrainingStep", "Warmup"]

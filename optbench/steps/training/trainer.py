@@ -5,13 +5,14 @@ sent anywhere.
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optbench.errors import StepError
-from optbench.machine import usable_threads
+from optbench.machine.cpu import usable_threads
+from optbench.machine.progress import Progress
 from optbench.steps.training.step import TrainingStep
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def train(
     settings: TrainingStep,
     epochs: int,
     folder: Path,
-    progress: Callable[[str, float | None], None],
+    progress: Progress,
     *,
     learning_rate: float,
     batch: int,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from optbench.artifact import Artifact, Kind, seal
+from optbench.artifact.folder import Artifact, Kind, seal
 from tests.conftest import WORDS
 
 

@@ -11,16 +11,18 @@ import pytest
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from optbench.artifact import Artifact, Kind, open_artifact
-from optbench.checkpoint import Prompts
+from optbench.artifact.folder import Artifact, Kind, open_artifact
 from optbench.engines.torch import Torch
 from optbench.errors import MachineError, StepError
-from optbench.evidence import judged_fidelity
-from optbench.machine import read_machine
+from optbench.machine.cpu import read_machine
 from optbench.measure.fidelity import Fidelity
-from optbench.plan import Cache, step_key
-from optbench.recipe_file import load_recipe
-from optbench.stages import make_stage, serve_step
+from optbench.model.checkpoint import Prompts
+from optbench.model.tokenizer import encode_batch, load_tokenizer
+from optbench.model.torch_model import encoder_layers
+from optbench.recipe.load import load_recipe
+from optbench.run.make import make_stage, serve_step
+from optbench.run.measure import judged_fidelity
+from optbench.run.plan import Cache, step_key
 from optbench.steps.base import StepContext, StepReport
 from optbench.steps.distill import Distill, _warnings
 from optbench.steps.export_onnx import ExportOnnx
@@ -28,8 +30,6 @@ from optbench.steps.training.distillation import _relation_distance, default_bat
 from optbench.steps.training.model import PRIMITIVE_CACHE, PRIMITIVES_KEPT, build_trainable, torch_body, use_bf16
 from optbench.steps.training.trainer import Trained
 from optbench.tasks import JudgedTexts
-from optbench.tokenizer import encode_batch, load_tokenizer
-from optbench.torch_model import encoder_layers
 from tests.conftest import RECIPES
 from tests.steps.training.conftest import draw_texts
 
@@ -362,7 +362,7 @@ class InThisProcess:
 
 
 def test_stage_that_was_killed_goes_on_from_the_cache(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("optbench.stages.Worker", InThisProcess)
+    monkeypatch.setattr("optbench.run.make.Worker", InThisProcess)
     recipe, cache = load_recipe(RECIPES / "minilm-l6.yaml"), Cache(tmp_path)
 
     def stage(at: str) -> Any:

@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from optbench.artifact import Artifact, Kind, open_artifact
+from optbench.artifact.folder import Artifact, Kind, open_artifact
 from optbench.engines.torch import Torch
 from optbench.errors import StepError
+from optbench.model.tokenizer import encode_batch, load_tokenizer
 from optbench.steps.base import StepContext
 from optbench.steps.finetune import Finetune
 from optbench.steps.training.fake_quantization import fake_quantized
 from optbench.steps.training.pairs import Pairs, check_no_test_query, read_pairs
 from optbench.tasks import Beir, JudgedTexts, judged_texts
-from optbench.tokenizer import encode_batch, load_tokenizer
 from tests.conftest import WORDS
 
 OPTIONS: dict[str, Any] = {"learning_rate": 1e-3, "batch": 16, "negatives": 2, "evaluations": 3, "precision": "fp32", "temperature": 0.1}
@@ -116,7 +116,7 @@ def test_run_that_was_killed_in_its_second_stage_ends_as_the_unbroken_one(
 def test_rounding_in_the_forward_pass_is_int8_and_leaves_no_trace(make_checkpoint: Callable[..., Artifact]) -> None:
     import torch
 
-    from optbench.torch_model import load_torch_model
+    from optbench.model.torch_model import load_torch_model
 
     body = load_torch_model(make_checkpoint().path)
     ids = torch.arange(4, 14)[None]

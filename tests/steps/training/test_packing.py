@@ -9,14 +9,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optbench.artifact import Artifact
-from optbench.checkpoint import Pooling
+from optbench.artifact.folder import Artifact
+from optbench.model.checkpoint import Pooling
+from optbench.model.tokenizer import encode_batch, load_tokenizer
+from optbench.model.torch_model import build_module
 from optbench.steps.training.model import build_trainable
 from optbench.steps.training.packing import ROW_TOKENS, pack
-from optbench.tokenizer import encode_batch, load_tokenizer
-from optbench.torch_model import build_module
+from tests.model.test_torch_model import TINY_ABSOLUTE, prune, write_mpnet
 from tests.steps.training.conftest import draw_texts
-from tests.test_torch_model import TINY_ABSOLUTE, prune, write_mpnet
 
 PAD = 9
 

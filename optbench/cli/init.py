@@ -1,0 +1,37 @@
+"""The command that begins: init."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from optbench.cli.options import Json
+from optbench.cli.terminal import print_json, print_line, print_warnings, watching
+from optbench.model.checkpoint import Pooling
+
+__all__ = ["init"]
+
+
+def init(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model's folder, hub:ORG/NAME[@REVISION] or package:DISTRIBUTION.")],
+    output: Annotated[Path | None, typer.Option("--output", help="The recipe file; NAME.yaml in this folder when left out.")] = None,
+    name: Annotated[str | None, typer.Option("--name", help="The recipe's name; the model's own when left out.")] = None,
+    pooling: Annotated[Pooling | None, typer.Option("--pooling", help="Where the model has no modules.json that says it.")] = None,
+    normalize: Annotated[bool | None, typer.Option("--normalize/--no-normalize", help="Likewise.")] = None,
+    license_id: Annotated[str | None, typer.Option("--license", help="SPDX; what the model states when left out.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Write a starter recipe for a model, by reading its config, pooling, prompts and license. Overwrites nothing."""
+    from optbench.recipe.starter import NOT_STATED, read_model, write_recipe
+
+    with watching() as watch:
+        watch.begin("model")
+        found = read_model(model, pooling=pooling, normalize=normalize, license_id=license_id, progress=watch.update)
+        watch.end(found.source)
+    path = write_recipe(found, output, name)
+    if as_json:
+        print_json("init", recipe=str(path), source=found.source, revision=found.revision, license=found.license)
+    else:
+        print_line(f"{path}: run optbench apply {path}")
+    if found.license == NOT_STATED:
+        print_warnings([f"{found.source} states no license: write its SPDX identifier into {path} before anything is published"])

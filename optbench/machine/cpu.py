@@ -1,0 +1,178 @@
+"""What this machine is: instruction sets, the cores and memory this process may use, and a fingerprint of it all.
+
+Nothing here is timed; measured bandwidth and GEMM peaks are in `tune/floor.py`.
+"""
+
+import hashlib
+import json
+import math
+import os
+import platform
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+import psutil
+
+from optbench.machine.frozen import Frozen
+
+__all__ = ["Isa", "Machine", "cpu_quota", "physical_cores", "read_machine", "usable_threads"]
+
+Isa = Literal["sse4_1", "avx2", "avx2_vnni", "avx512_core", "avx512_core_vnni", "avx512_core_bf16", "avx512_core_amx"]
+"""oneDNN's names (ONEDNN_MAX_CPU_ISA, lower case), smallest first."""
+
+
+class Machine(Frozen):
+    """A machine as a record keeps it."""
+
+    cpu: str
+    architecture: str
+    flags: tuple[str, ...]
+    cores: int
+    usable_threads: int
+    cpu_quota: float | None
+    memory_bytes: int
+    system: str
+
+    @property
+    def isa(self) -> Isa:
+        """The largest instruction set, in oneDNN's terms, that the CPU has."""
+        has = set(self.flags).__contains__
+        if has("amx_int8"):
+            return "avx512_core_amx"
+        if has("avx512_bf16"):
+            return "avx512_core_bf16"
+        if has("avx512_vnni"):
+            return "avx512_core_vnni"
+        if has("avx_vnni"):
+            return "avx2_vnni"
+        if has("avx512bw") and has("avx512vl"):
+            return "avx512_core"
+        return "avx2" if has("avx2") else "sse4_1"
+
+    @property
+    def has_vnni(self) -> bool:
+        """Whether int8 dot products accumulate in 32 bits; without it U8S8 products saturate at 16 (reduce the range)."""
+        return bool({"avx512_vnni", "avx_vnni", "amx_int8"} & set(self.flags))
+
+    @property
+    def has_bf16(self) -> bool:
+        """Whether the CPU multiplies bfloat16 natively."""
+        return bool({"avx512_bf16", "amx_bf16"} & set(self.flags))
+
+    @property
+    def has_amx(self) -> bool:
+        """Whether the CPU has int8 matrix tiles."""
+        return "amx_int8" in self.flags
+
+    @property
+    def fingerprint(self) -> str:
+        """A short hash; records with different fingerprints are not compared in milliseconds.
+
+        What changes from one boot or kernel to the next without changing the machine is left out: the kernel's release, the
+        flags beyond the instruction set, and memory below a GiB.
+        """
+        same = [
+            self.cpu,
+            self.architecture,
+            self.isa,
+            self.cores,
+            self.usable_threads,
+            self.cpu_quota,
+            round(self.memory_bytes / 2**30),
+            self.system.split(" ")[0],
+        ]
+        return hashlib.sha256(json.dumps(same).encode()).hexdigest()[:16]
+
+
+def cpu_quota(root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> float | None:
+    """CPUs that the cgroup allows, v2, v1 or both at once, the smallest along the path; None where there is no limit."""
+    try:
+        lines = [line.split(":", 2) for line in membership.read_text().splitlines()]
+    except OSError:
+        lines = []
+    quotas: list[float] = []
+    for mount, controller, read in (
+        (root, "", _read_v2_quota),
+        (root / "unified", "", _read_v2_quota),
+        (root / "cpu", "cpu", _read_v1_quota),
+        (root / "cpu,cpuacct", "cpu", _read_v1_quota),
+    ):
+        # A container may see its own group as the root and yet be told its path on the host: folders that are not there are skipped.
+        paths = [line[2] for line in lines if len(line) == 3 and controller in line[1].split(",")]
+        for path in paths or ["/"]:
+            parts = [part for part in path.split("/") if part not in ("", "..")]
+            folders = [mount.joinpath(*parts[:depth]) for depth in range(len(parts) + 1)]
+            quotas += [quota for folder in folders if (quota := read(folder)) is not None]
+    return min(quotas, default=None)
+
+
+def _read_v2_quota(folder: Path) -> float | None:
+    try:
+        quota, period = (folder / "cpu.max").read_text().split()
+        return None if quota == "max" else int(quota) / int(period)
+    except (OSError, ValueError, ZeroDivisionError):
+        return None
+
+
+def _read_v1_quota(folder: Path) -> float | None:
+    try:
+        quota, period = (int((folder / name).read_text()) for name in ("cpu.cfs_quota_us", "cpu.cfs_period_us"))
+        return quota / period if quota > 0 else None
+    except (OSError, ValueError, ZeroDivisionError):
+        return None
+
+
+def physical_cores(cpus: Iterable[int], root: Path = Path("/sys/devices/system/cpu")) -> int:
+    """How many cores a set of CPUs lies on; hyper-threads of one core count once."""
+    siblings = set()
+    for cpu in cpus:
+        try:
+            siblings.add((root / f"cpu{cpu}" / "topology" / "thread_siblings_list").read_text().strip())
+        except OSError:
+            siblings.add(str(cpu))  # a kernel that does not say: each counts
+    return len(siblings)
+
+
+def usable_threads() -> int:
+    """Threads that can multiply at once: the cores of the affinity mask, cut to the cgroup quota, at least 1.
+
+    Hyper-threads share the units that multiply: a second thread on a core slows the first.
+    """
+    cores = physical_cores(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else psutil.cpu_count(logical=False) or 1
+    quota = cpu_quota()
+    return max(1, cores if quota is None else min(cores, math.ceil(quota)))
+
+
+@cache
+def read_machine() -> Machine:
+    """This machine, read once a process."""
+    try:
+        name, flags = parse_cpuinfo(Path("/proc/cpuinfo").read_text())
+    except OSError:
+        name, flags = parse_cpuinfo("")  # not Linux: no flags, so the smallest instruction set is assumed
+    return Machine(
+        cpu=name or platform.processor() or "unknown",
+        architecture=platform.machine(),
+        flags=flags,
+        cores=psutil.cpu_count(logical=False) or psutil.cpu_count() or 1,
+        usable_threads=usable_threads(),
+        cpu_quota=cpu_quota(),
+        memory_bytes=psutil.virtual_memory().total,
+        system=f"{platform.system()} {platform.release()}",
+    )
+
+
+def parse_cpuinfo(text: str) -> tuple[str, tuple[str, ...]]:
+    """The model name and the sorted flags of the first CPU in `/proc/cpuinfo`; empty where it does not say."""
+    name = ""
+    flags: tuple[str, ...] = ()
+    for line in text.splitlines():
+        key, _, value = (part.strip() for part in line.partition(":"))
+        if key == "model name":
+            name = name or value
+        elif key in ("flags", "Features"):
+            flags = tuple(sorted(value.split()))
+            break
+    return name, flags

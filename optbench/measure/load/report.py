@@ -1,0 +1,186 @@
+"""What the scenarios found for each concurrency model, and as tables of text."""
+
+import os
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+from pydantic import JsonValue
+
+from optbench.engines import Engine, OnnxRuntime, OpenVino
+from optbench.machine.frozen import Frozen
+from optbench.measure.footprint import MemorySample
+from optbench.measure.load.scenarios import HighestRate, Latencies, Offline, ServerRun, SingleStream, mlperf_queries
+
+__all__ = ["REAL_QUERIES", "Concurrency", "ConcurrencyResult", "Rows", "ScenarioReport", "scenario_notes", "serves_more"]
+
+REAL_QUERIES = "real queries"
+"""The name of the workload that the server and offline scenarios run on."""
+# One run a model, not interleaved: two rates closer than this are a tie.
+TIE_SHARE = 0.05
+
+ModelName = Literal["one_session", "many_sessions"]
+
+
+class Concurrency(Frozen):
+    """A way to put an engine on the cores.
+
+    Attributes:
+        name: `one_session`: one on all threads, with a queue in front; `many_sessions`: one thread each, all fed by one queue.
+        sessions: how many, each with a worker thread of its own.
+        engine: with the threads of one session.
+    """
+
+    name: ModelName
+    sessions: int
+    engine: Engine
+
+
+class ConcurrencyResult(Frozen):
+    """What was measured of one concurrency model.
+
+    Attributes:
+        concurrency: the model.
+        load_ms: opening all sessions.
+        memory: of the process at the end.
+        single_stream: by workload; under many_sessions one of the sessions works, and the others idle.
+        highest: the highest rate that keeps the report's limit, on real queries.
+        server: at the rate that was asked for, on real queries; None where none was.
+        offline: by batch size, on real queries.
+    """
+
+    concurrency: Concurrency
+    load_ms: float
+    memory: MemorySample
+    single_stream: dict[str, SingleStream]
+    highest: HighestRate
+    server: ServerRun | None
+    offline: tuple[Offline, ...]
+
+
+class Rows(NamedTuple):
+    """A table as text: the fields of `report.table.Table`, in its order."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str
+
+
+class ScenarioReport(Frozen):
+    """What `run_scenarios` found.
+
+    Attributes:
+        artifact_sha256: what was run.
+        engine: its options as JSON, before they were split over sessions.
+        tokens: of the real queries, sorted.
+        seconds: of each run.
+        limit_ms: p99 limit of `highest`.
+        limit_given: by the user; else it was derived from one_session's single stream.
+        models: one_session first; many_sessions where there is more than one thread.
+        serves_more: the model with the higher rate at the same p99; None for a tie, or where there is one model only.
+        notes: what a reader must know, in sentences.
+    """
+
+    artifact_sha256: str
+    engine: dict[str, JsonValue]
+    tokens: tuple[int, ...]
+    seconds: float
+    limit_ms: float
+    limit_given: bool
+    models: tuple[ConcurrencyResult, ...]
+    serves_more: ModelName | None
+    notes: tuple[str, ...]
+
+    def tables(self) -> list[Rows]:
+        """Single stream, server and offline."""
+        single, rates, batches = [], [], []
+        for model in self.models:
+            name = model.concurrency.name
+            single += [[name, workload, *_latency_cells(result.latency)] for workload, result in model.single_stream.items()]
+            if model.server is not None:
+                rates.append(_server_row(name, "as asked", model.server))
+            if model.highest.run is None:
+                rates.append([name, "highest", "none", *[""] * 6])
+            else:
+                rates.append(_server_row(name, "highest", model.highest.run))
+            batches += [[name, str(each.batch), str(each.n_texts), f"{each.texts_per_second:.1f}"] for each in model.offline]
+        queries = f"{len(self.tokens)} real queries of {self.tokens[0]} to {self.tokens[-1]} tokens, drawn at random. {STAR}"
+        limit = f"highest: the highest rate with p99 at most {self.limit_ms:.4g} ms. "
+        compared = {
+            None: "Neither concurrency model serves clearly more at that p99. ",
+            "one_session": "one_session serves more at that p99. ",
+            "many_sessions": "many_sessions serves more at that p99. ",
+        }[self.serves_more]
+        server = f"Latency counts from the scheduled arrival; {limit}{compared if len(self.models) > 1 else ''}{STAR}"
+        return [
+            Rows("Single stream", ["model", "workload", *LATENCY_COLUMNS], single, queries),
+            Rows("Server", ["model", "rate", "queries/s", "served/s", *LATENCY_COLUMNS], rates, server),
+            Rows("Offline", ["model", "batch", "texts", "texts/s"], batches, "Texts sorted by length, longest first."),
+        ]
+
+
+LATENCY_COLUMNS = ("p50 ms", "p90 ms", "p99 ms", "95 % of p99", "queries")
+STAR = "*: too few queries for an interval, the true p99 may lie above it."
+
+
+def _latency_cells(latency: Latencies) -> list[str]:
+    p99 = latency.p99_ns
+    figures = [f"{each.point / 1e6:.3f}" for each in (latency.p50_ns, latency.p90_ns, p99)]
+    return [*figures, f"{p99.low / 1e6:.3f}..{p99.high / 1e6:.3f}{'' if p99.bounded else '*'}", str(latency.n)]
+
+
+def _server_row(name: str, label: str, run: ServerRun) -> list[str]:
+    unserved = f" ({run.n_unserved} unserved)" if run.n_unserved else ""
+    return [name, label, f"{run.rate:.1f}", f"{run.served_per_second:.1f}{unserved}", *_latency_cells(run.latency)]
+
+
+def serves_more(models: Sequence[ConcurrencyResult]) -> ModelName | None:
+    """The model whose highest rate is above every other's by more than the search and the machine's noise could make it."""
+    if len(models) < 2:
+        return None
+    first, second = sorted(models, key=lambda model: -model.highest.rate)[:2]
+    ceiling = second.highest.failed_rate
+    if ceiling is None or first.highest.rate <= max(ceiling, second.highest.rate * (1 + TIE_SHARE)):
+        return None
+    return first.concurrency.name
+
+
+def scenario_notes(models: Sequence[ConcurrencyResult], engine: Engine) -> tuple[str, ...]:
+    """What a reader of these figures must know, in sentences."""
+    notes = [_spinning(engine)]
+    fewest = min(result.latency.n for model in models for result in model.single_stream.values())
+    for model in models:
+        name = model.concurrency.name
+        for run in (model.highest.run, model.server):
+            if run is not None:
+                fewest = min(fewest, run.latency.n)
+                if run.n_unserved:
+                    notes.append(f"{name}: overloaded at {run.rate:.1f} queries per second; its percentiles are lower bounds")
+        if model.highest.run is None:
+            last = model.highest.probes[-1]
+            alone = model.single_stream[REAL_QUERIES].latency.p99_ns.point / 1e6
+            notes.append(
+                f"{name}: no rate was found that keeps p99 at {model.highest.limit_ms:.4g} ms: at {last.rate:.4g} queries per second it "
+                f"was {last.p99_ms:.4g} ms, and {alone:.4g} ms one after another; where that is well below the limit, other programs "
+                "held the cores when queries arrived: quiet the machine and measure again"
+            )
+        elif not model.highest.converged:
+            notes.append(f"{name}: the search ended before the highest rate was pinned down; run for more seconds")
+    if fewest < mlperf_queries(99):
+        notes.append(
+            f"{fewest} queries in the shortest run, where MLPerf's guide wants {mlperf_queries(99)} for a p99: read it with its interval. "
+            "Queries in one queue are not independent, so under load the true interval is wider"
+        )
+    return tuple(notes)
+
+
+def _spinning(engine: Engine) -> str:
+    """What idle threads do between two queries: it moves latency at low rates, and takes cores from others."""
+    if isinstance(engine, OnnxRuntime):
+        if engine.spinning:
+            return "onnxruntime's idle threads spin (spinning: true): a query that comes soon is answered sooner, and the cores stay busy"
+        return "onnxruntime's idle threads sleep (spinning: false): cores are free between queries, and each query wakes them up"
+    if isinstance(engine, OpenVino):
+        return "openvino's idle threads soon sleep, and it has no option to make them spin: a query after a pause wakes them up"
+    policy = os.environ.get("OMP_WAIT_POLICY", "not set")
+    return f"torch's idle threads spin or sleep as OpenMP decides (OMP_WAIT_POLICY: {policy})"

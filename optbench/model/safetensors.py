@@ -1,0 +1,195 @@
+"""Safetensors files as bytes: whether one is whole, and how shards become one file without their tensors in memory.
+
+The format: 8 bytes (little-endian) with the header's length, a JSON header `{name: {dtype, shape, data_offsets}}` with an
+optional `__metadata__`, then the tensors without gaps. Source: https://github.com/huggingface/safetensors, README.
+"""
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from optbench.errors import BaseModelError
+from optbench.machine.progress import Progress
+
+__all__ = ["TensorSpan", "check_file", "copy_rows", "encode_header", "merge_shards", "read_header"]
+
+# safetensors itself refuses a longer header (MAX_HEADER_SIZE).
+HEADER_BYTES_MAX = 100_000_000
+ITEM_BYTES = {
+    "F64": 8,
+    "I64": 8,
+    "U64": 8,
+    "F32": 4,
+    "I32": 4,
+    "U32": 4,
+    "F16": 2,
+    "BF16": 2,
+    "I16": 2,
+    "U16": 2,
+    "I8": 1,
+    "U8": 1,
+    "BOOL": 1,
+}
+COPY_BYTES = 8 * 1024 * 1024
+# transformers refuses a file that does not name its framework.
+METADATA = {"format": "pt"}
+
+
+@dataclass(frozen=True)
+class TensorSpan:
+    """Where a tensor lies: `size_bytes` bytes from `offset` of the file."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    size_bytes: int
+
+
+def read_header(path: Path) -> dict[str, TensorSpan]:
+    """Read which tensors a file holds, and make sure that it holds all of them.
+
+    Raises:
+        BaseModelError: truncated, too long, or not safetensors; says how many bytes there are and how many are wanted.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    size_bytes = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size_bytes < 8 or length > HEADER_BYTES_MAX:
+            raise BaseModelError(f"{path}: {size_bytes} bytes that do not begin like safetensors; fetch the file anew")
+        content = file.read(length)
+    if len(content) < length:
+        raise BaseModelError(f"{path}: truncated: {size_bytes} bytes, the header alone takes {8 + length}; fetch the file anew")
+    try:
+        header = json.loads(content)
+        header.pop("__metadata__", None)
+        spans = {
+            name: TensorSpan(
+                entry["dtype"],
+                tuple(entry["shape"]),
+                8 + length + entry["data_offsets"][0],
+                entry["data_offsets"][1] - entry["data_offsets"][0],
+            )
+            for name, entry in header.items()
+        }
+        wanted_bytes = max((span.offset + span.size_bytes for span in spans.values()), default=8 + length)
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+        raise BaseModelError(f"{path}: its header is not safetensors ({error}); fetch the file anew") from error
+    if size_bytes != wanted_bytes:
+        fault = "truncated" if size_bytes < wanted_bytes else "too long"
+        raise BaseModelError(f"{path}: {fault}: {size_bytes} bytes, its header wants {wanted_bytes}; fetch the file anew")
+    try:
+        # The library checks what is left: overlaps and gaps, sizes against shapes, unknown types. It maps, and reads no tensor.
+        with safe_open(path, framework="np"):
+            pass
+    except SafetensorError as error:
+        raise BaseModelError(f"{path}: not whole ({error}); fetch the file anew") from error
+    return spans
+
+
+def check_file(path: Path) -> None:
+    """Make sure that a file is whole and holds tensors.
+
+    Raises:
+        BaseModelError: it is not, and why.
+    """
+    if not read_header(path):
+        raise BaseModelError(f"{path}: holds no tensor; fetch the file anew")
+
+
+def encode_header(tensors: Mapping[str, tuple[str, Sequence[int]]], metadata: Mapping[str, str] = METADATA) -> bytes:
+    """The bytes before the first tensor, for tensors stored one after the other in the mapping's order.
+
+    Args:
+        tensors: dtype and shape by name.
+        metadata: free text; `format` says how frameworks read the tensors.
+    """
+    document: dict[str, object] = {"__metadata__": dict(metadata)}
+    offset = 0
+    for name, (dtype, shape) in tensors.items():
+        size_bytes = ITEM_BYTES[dtype]
+        for side in shape:
+            size_bytes *= side
+        document[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + size_bytes]}
+        offset += size_bytes
+    content = json.dumps(document, separators=(",", ":")).encode()
+    # Readers map the file: tensors start at a multiple of 8, as the library writes them.
+    content += b" " * (-len(content) % 8)
+    return len(content).to_bytes(8, "little") + content
+
+
+def merge_shards(shards: Sequence[Path], out: Path, progress: Progress) -> None:
+    """Write the tensors of several files into one, a block at a time.
+
+    Raises:
+        BaseModelError: a shard is broken, or two hold a tensor of the same name.
+    """
+    places: dict[str, tuple[Path, TensorSpan]] = {}
+    for shard in shards:
+        for name, span in read_header(shard).items():
+            if name in places:
+                raise BaseModelError(f"{shard}: holds {name}, which {places[name][0].name} holds too; fetch the model anew")
+            if span.dtype not in ITEM_BYTES:
+                raise BaseModelError(f"{shard}: {name} is {span.dtype}; optbench reads fp32, fp16 and bf16 checkpoints")
+            places[name] = (shard, span)
+    # Widest items first, as the library orders them: each tensor then starts at a multiple of its item's size.
+    names = sorted(places, key=lambda name: (-ITEM_BYTES[places[name][1].dtype], name))
+    total_bytes = sum(span.size_bytes for _, span in places.values()) or 1
+    done_bytes = 0
+    with out.open("wb") as target:
+        target.write(encode_header({name: (places[name][1].dtype, places[name][1].shape) for name in names}))
+        for name in names:
+            shard, span = places[name]
+            with shard.open("rb") as source:
+                source.seek(span.offset)
+                _copy(source, target, span.size_bytes)
+            done_bytes += span.size_bytes
+            progress(f"joining {len(shards)} shards", done_bytes / total_bytes)
+
+
+def copy_rows(source: Path, out: Path, *, rows: Mapping[str, NDArray[np.int64]], leave_out: Collection[str] = ()) -> None:
+    """Copy a file a block at a time, and of some tensors only some rows.
+
+    Args:
+        source: is read, and mapped where rows are picked.
+        out: the new file.
+        rows: by tensor, the indices along its first axis that are kept, in their order.
+        leave_out: tensors that the copy lacks.
+
+    Raises:
+        BaseModelError: the source is broken, or holds a type that optbench does not read.
+    """
+    spans = {name: span for name, span in read_header(source).items() if name not in leave_out}
+    foreign = next((name for name, span in spans.items() if span.dtype not in ITEM_BYTES), None)
+    if foreign is not None:
+        raise BaseModelError(f"{source}: {foreign} is {spans[foreign].dtype}; optbench reads fp32, fp16 and bf16 checkpoints")
+    names = sorted(spans, key=lambda name: (-ITEM_BYTES[spans[name].dtype], name))
+    shapes = {name: (len(rows[name]), *spans[name].shape[1:]) if name in rows else spans[name].shape for name in names}
+    with source.open("rb") as file, out.open("wb") as target:
+        target.write(encode_header({name: (spans[name].dtype, shapes[name]) for name in names}))
+        for name in names:
+            span = spans[name]
+            if name not in rows:
+                file.seek(span.offset)
+                _copy(file, target, span.size_bytes)
+                continue
+            row_bytes = span.size_bytes // span.shape[0]
+            table = np.memmap(source, dtype=np.uint8, mode="r", offset=span.offset, shape=(span.shape[0], row_bytes))
+            block = max(COPY_BYTES // row_bytes, 1)
+            for start in range(0, len(rows[name]), block):
+                target.write(table[rows[name][start : start + block]].tobytes())
+
+
+def _copy(source: BinaryIO, target: BinaryIO, size_bytes: int) -> None:
+    while size_bytes:
+        block = source.read(min(COPY_BYTES, size_bytes))
+        if not block:
+            raise BaseModelError(f"{source.name}: became shorter while it was read; leave the folder alone and run again")
+        target.write(block)
+        size_bytes -= len(block)

@@ -1,0 +1,44 @@
+"""Calibration inputs: some of the recipe's texts, tokenized as the model will see them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from optbench.errors import StepError
+from optbench.model.tokenizer import encode_batch, load_tokenizer
+
+__all__ = ["CalibrationInput", "calibration_inputs"]
+
+CalibrationInput = dict[str, NDArray[np.int64]]
+"""A graph's inputs by name, `input_ids` and `attention_mask`, each (1, tokens)."""
+
+
+def calibration_inputs(folder: Path, texts: Sequence[str], samples: int, seed: int, where: str) -> list[CalibrationInput]:
+    """Draw texts and tokenize each at its own length: padding is not what the model sees, and it would widen every range.
+
+    Args:
+        folder: an artifact, for its tokenizer.
+        texts: with their prompts in front; doubles count once.
+        samples: how many to draw; all where there are fewer.
+        seed: the same seed draws the same texts.
+        where: artifact and step, for the error.
+
+    Returns:
+        One entry a text, the shortest first, so that an engine meets each length once.
+
+    Raises:
+        StepError: there are no texts.
+    """
+    distinct = list(dict.fromkeys(text for text in texts if text.strip()))
+    if not distinct:
+        raise StepError(f"{where}: needs texts to calibrate on and got none; name an accuracy task in the recipe, or --task")
+    # Drawn, not taken from the front: the texts come as all queries, then all documents.
+    drawn = np.random.default_rng(seed).permutation(len(distinct))[:samples]
+    tokenizer = load_tokenizer(folder)
+    inputs = []
+    for index in drawn:
+        ids, mask = encode_batch(tokenizer, [distinct[index]])
+        inputs.append({"input_ids": ids, "attention_mask": mask})
+    return sorted(inputs, key=lambda entry: (entry["input_ids"].shape[1], entry["input_ids"].tobytes()))
