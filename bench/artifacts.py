@@ -1,19 +1,19 @@
-"""What the benches run on: a recipe's base, its plain export and its result, out of optbench's cache or made into it."""
+"""Artifacts of the benchmarks: a recipe's base, its plain export and its result, from optbench's cache."""
 
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from optbench.artifact.folder import Artifact, Weights
+from optbench.artifact.folder import Artifact
+from optbench.artifact.manifest import Weights
 from optbench.cli.options import cache_at
-from optbench.machine.cpu import read_machine
 from optbench.machine.disk import free_disk
 from optbench.recipe.load import load_recipe
 from optbench.recipe.schema import Recipe
-from optbench.run.apply import Silent
-from optbench.run.make import calibration_texts, make_base, make_stage
-from optbench.run.plan import Cache, make_plan
-from optbench.steps import ExportOnnx
+from optbench.run.cache import Cache
+from optbench.run.listener import Silent
+from optbench.run.make import make_stages
+from optbench.run.plan import BASELINE_EXPORT, Options, Run, make_plan
 
 __all__ = ["ROOT", "Made", "make_artifacts", "user_cache"]
 
@@ -25,11 +25,11 @@ class Made:
     """A recipe's artifacts.
 
     Attributes:
-        recipe: as it is read from recipes/.
+        recipe: from recipes/.
         weights: real or random.
         base: the checkpoint.
         export: its plain fp32 ONNX export, which the runtimes' fp32 baselines run.
-        final: what the recipe's last step made.
+        final: the output of the recipe's last step.
     """
 
     recipe: Recipe
@@ -40,28 +40,23 @@ class Made:
 
 
 def user_cache() -> Cache:
-    """The cache of the command line, so that what `optbench apply` made is found."""
+    """The cache of the command line, shared with `optbench apply`."""
     folder = os.environ.get("OPTBENCH_CACHE")
     return cache_at(Path(folder) if folder else None)
 
 
 def make_artifacts(name: str, cache: Cache) -> Made:
-    """Make a recipe's artifacts without measuring them; with random weights unless a package brings the real ones.
+    """Make a recipe's artifacts without measuring them; with random weights unless a package has the real ones.
 
     Args:
         name: of a recipe in recipes/.
-        cache: where they are found, or put.
+        cache: reads and stores the artifacts.
     """
     recipe = load_recipe(ROOT / "recipes" / f"{name}.yaml")
     weights: Weights = "real" if recipe.base.source.startswith("package:") else "random"
-    calibration, quiet = calibration_texts(recipe), Silent()
-    plan = make_plan(recipe, cache, read_machine(), weights=weights, calibration=calibration)
-    free_disk(cache.root, plan.missing_bytes, f"recipe {name}")
-    base = make_base(recipe, cache, weights, None, quiet).artifact
-    final = base
-    for index, step in enumerate(recipe.steps):
-        label = f"{index} {step.step}"
-        final = make_stage(step, label, final, recipe, cache, quiet, calibration=calibration, force=False).artifact
-    plain = ExportOnnx(step="export_onnx")
-    export = make_stage(plain, "plain export", base, recipe, cache, quiet, calibration=calibration, force=False).artifact
-    return Made(recipe, weights, base, export, final)
+    options = Options(cache=cache, weights=weights)
+    free_disk(cache.root, make_plan(Run(recipe, options)).missing_bytes, f"recipe {name}")
+    stages = make_stages(Run(recipe, options), Silent())
+    plain = recipe.model_copy(update={"steps": (BASELINE_EXPORT,)})
+    export = make_stages(Run(plain, options), Silent())[-1]
+    return Made(recipe, weights, stages[0].artifact, export.artifact, stages[-1].artifact)

@@ -1,4 +1,4 @@
-"""Every loader on one folder of each precision: does it load, and does it give our own vectors?
+"""Every loader on one folder of each precision: does it load, and are its vectors the same as ours?
 
     python bench/loaders.py recipes/minilm-l6.yaml
     python bench/loaders.py recipes/gte-large.yaml --weights random --only fp32
@@ -14,17 +14,19 @@ from pathlib import Path
 import platformdirs
 
 import optbench  # noqa: F401  # first: it keeps openvino's telemetry from loading
-from optbench.artifact.folder import Kind
+from optbench.artifact.manifest import Kind
 from optbench.cli.terminal import print_tables
-from optbench.loaders.conformance import LOADERS, check_loaders, loader_table, loader_texts
+from optbench.loaders.conformance import check_loaders, loader_names, loader_texts
 from optbench.loaders.second_graph import extend
 from optbench.recipe.load import load_recipe
-from optbench.run.apply import Silent
-from optbench.run.make import calibration_texts, make_base, make_stage
-from optbench.run.plan import Cache
+from optbench.report.loaders import loader_table
+from optbench.run.cache import Cache
+from optbench.run.listener import Silent
+from optbench.run.make import make_stages
+from optbench.run.plan import Options, Run
 from optbench.steps import CompressWeights, ConvertOpenvino, ExportOnnx, QuantizeDynamic, QuantizeStatic, QuantizeStaticQdq, Step
 
-# Each ends in one format. An ONNX graph is converted for the loaders of the other; beside an IR lies the fp32 ONNX graph.
+# Each ends in one format. An ONNX graph is converted for the loaders of the other; an IR gets the fp32 ONNX graph.
 VARIANTS: dict[str, tuple[Step, ...]] = {
     "fp32": (ExportOnnx(),),
     "dynamic int8": (ExportOnnx(), QuantizeDynamic()),
@@ -35,27 +37,24 @@ VARIANTS: dict[str, tuple[Step, ...]] = {
 
 
 def main() -> None:
-    """Parse, make, load, print."""
+    """Make the variants, load them and print."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--weights", choices=["real", "random"], default="real")
     parser.add_argument("--cache", type=Path, default=Path(platformdirs.user_cache_dir("optbench")))
     parser.add_argument("--only", choices=VARIANTS, action="append")
-    parser.add_argument("--loaders", default=",".join(LOADERS))
+    parser.add_argument("--loaders", default="all")
     arguments = parser.parse_args()
     recipe, cache = load_recipe(arguments.recipe), Cache(arguments.cache.absolute())
-    calibration = calibration_texts(recipe)
-    base = make_base(recipe, cache, arguments.weights, None, Silent())
     for name in arguments.only or VARIANTS:
-        made = [base.artifact]
-        for step in VARIANTS[name]:
-            made.append(make_stage(step, step.step, made[-1], recipe, cache, Silent(), calibration=calibration, force=False).artifact)
-        fp32 = made[1]
+        variant = recipe.model_copy(update={"steps": VARIANTS[name]})
+        stages = make_stages(Run(variant, Options(cache=cache, weights=arguments.weights)), Silent())
+        fp32, made = stages[1].artifact, stages[-1].artifact
         with tempfile.TemporaryDirectory(dir=cache.root, prefix="loaders-") as scratch:
             folder = Path(scratch) / "extended"
-            extend(made[-1].path, folder, other=fp32.path if made[-1].kind is Kind.OPENVINO else None)
-            print(f"{recipe.name}, {name}: {made[-1].kind}, {made[-1].size_bytes / 1e6:.0f} MB, {arguments.weights} weights", flush=True)
-            rows = check_loaders(folder, arguments.loaders.split(","), loader_texts(), cache.environments, lambda _message, _share: None)
+            extend(made.path, folder, other=fp32.path if made.kind is Kind.OPENVINO else None)
+            print(f"{recipe.name}, {name}: {made.kind}, {made.size_bytes / 1e6:.0f} MB, {arguments.weights} weights", flush=True)
+            rows = check_loaders(folder, loader_names(arguments.loaders), loader_texts(), cache.environments, lambda _message, _share: None)
             print_tables([loader_table(rows)])
 
 

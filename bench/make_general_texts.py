@@ -1,10 +1,9 @@
-"""Make optbench/tasks/data/general.txt: sentences, questions and phrases out of WordNet 3.0, one text a line.
+"""Make optbench/tasks/data/general.txt: sentences, questions and phrases from WordNet 3.0, one text per line.
 
     apt-get download wordnet-base && dpkg-deb -x wordnet-base_*.deb wordnet
     python bench/make_general_texts.py wordnet/usr/share/wordnet optbench/tasks/data/general.txt
 
-Whole sentences with their points outnumber bare phrases: a model that is fitted to phrases alone loses what it knew of sentences.
-The same files give the same bytes.
+Most texts are whole sentences: a model calibrated on phrases alone loses accuracy on sentences. The output is deterministic.
 """
 
 import random
@@ -66,7 +65,7 @@ def text_of(line: str, part_of_speech: str, other: str, generator: random.Random
 
 
 def verb_sentences(source: Path, generator: random.Random) -> list[str]:
-    """Sentences that WordNet says a verb can stand in: `The cars skid down the avenue.`"""
+    """WordNet's sentence frames filled with a verb: `The cars skid down the avenue.`"""
     templates = dict(line.split(" ", 1) for line in (source / "sents.vrb").read_text(encoding="utf-8").splitlines())
     found = []
     for line in (
@@ -87,7 +86,7 @@ def main() -> None:
         synsets = generator.sample([line for line in lines if not line.startswith("  ")], count)
         others = [parse(line)[0] for line in synsets[1:] + synsets[:1]]
         texts += [text_of(line, part_of_speech, other, generator) for line, other in zip(synsets, others, strict=True)]
-    # Some texts are a paragraph of two.
+    # Some texts are a paragraph of two sentences.
     texts += [f"{as_sentence(one)} {as_sentence(two)}" for one, two in zip(*[iter(generator.sample(texts, 600))] * 2, strict=True)]
     kept = [text for text in dict.fromkeys(texts) if WORDS_MIN <= len(text.split()) <= WORDS_MAX]
     generator.shuffle(kept)

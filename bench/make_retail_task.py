@@ -28,9 +28,9 @@ SEED = 20
 PRODUCTS_PER_KIND = 9
 CALIBRATION_PRODUCTS_PER_KIND = 12
 SUBSTITUTES, AISLE, LEXICAL, RANDOM = 5, 6, 6, 3
-# The catalog lists kinds aisle by aisle: those at most so many lines away are what a shop shelves nearby.
+# The catalog lists kinds aisle by aisle: kinds within this many lines are neighbors.
 AISLE_REACH = 3
-# What starts so stands behind the noun: "tripod for smartphone", but "silent mouse".
+# Phrases that start so follow the noun: "tripod for smartphone", but "silent mouse".
 BEHIND = frozenset({"against", "bed", "drop", "easy", "fits", "for", "from", "in", "keeps", "on", "that", "to", "where", "with", "without"})
 
 
@@ -54,7 +54,7 @@ def title_words(value: str) -> str:
 
 
 def shopper_words(value: str, generator: random.Random) -> str:
-    """What a shopper types for a value: one of the alternatives, or the title's words where there are none."""
+    """What a shopper types for a value: one of the alternatives, or else the title's words."""
     return generator.choice(value.split("|")[1:] or [value]).lower()
 
 
@@ -77,7 +77,7 @@ def compose(name: str, phrases: list[str]) -> str:
 
 
 def misspell(text: str, generator: random.Random) -> str:
-    """Swap two letters of the longest word, drop one, or double one, as fingers do."""
+    """Make a typo in the longest word: swap two letters, drop one or double one."""
     word = max(text.split(), key=len)
     at = generator.randrange(1, len(word) - 2)
     wrong = generator.choice(
@@ -93,7 +93,7 @@ def make_queries(kind: dict[str, Any], products: list[Product], generator: rando
         queries.append(Query(generator.choice(kind["also"]), kind["kind"], frozenset()))
 
     def constrained(axes: int) -> Query:
-        # Constraints are taken from a product, so that something meets them.
+        # Constraints come from a product, so that at least one meets them.
         product = generator.choice(products)
         chosen = generator.sample(kind["axes"], axes)
         values = [next(value for value in axis if title_words(value) in product.values) for axis in chosen]
@@ -162,7 +162,7 @@ def build() -> bytes:
         return list({product.title: product for product in products}.values()), unique(queries)
 
     products, queries = fill(catalog["kinds"], PRODUCTS_PER_KIND)
-    # Shuffled: the order of the file must not tell the kind.
+    # Shuffled: the order of the file must not reveal the kind.
     generator.shuffle(products)
     entries = []
     for query in queries:
@@ -177,7 +177,7 @@ def build() -> bytes:
         "queries": entries,
         "calibration": {"queries": [query.text for query in spare_queries], "products": [product.title for product in spare_products]},
     }
-    # A product or a query a line, so that a change can be read in a diff.
+    # One product or query per line, for readable diffs.
     lines = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
     return (lines.replace('{"text"', '\n{"text"').replace('","', '",\n"') + "\n").encode()
 

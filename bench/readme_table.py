@@ -1,8 +1,8 @@
-"""Write the README's results from the newest records under exported/.
+"""Write the results tables of README.md and docs/results.md from the newest records under exported/.
 
     python bench/readme_table.py
 
-The text between the two `results` marks is replaced, and the figure that stands there is drawn anew; nothing else is touched.
+Replaces the text between the `results` markers of both files and redraws docs/speedup.svg. Nothing else changes.
 """
 
 from collections.abc import Sequence
@@ -17,11 +17,17 @@ from optbench.report.table import Table, latency_interval, reading_length, to_ma
 
 ROOT = Path(__file__).parent.parent
 FIGURE = "docs/speedup.svg"
-BEGIN, END = "<!-- results -->", "<!-- /results -->"
+
+
+def replace_between(path: Path, name: str, text: str) -> None:
+    """Replace the text between `<!-- name -->` and `<!-- /name -->`."""
+    begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    before, rest = path.read_text(encoding="utf-8").split(begin)
+    path.write_text(f"{before}{begin}\n\n{text.strip()}\n\n{end}{rest.split(end)[1]}", encoding="utf-8")
 
 
 def summary_row(record: Record) -> list[str]:
-    """One recipe: fp32 and optimized latency, the speed-ups that were judged, size, verdict."""
+    """One recipe: fp32 and optimized latency, the judged speed-ups, size and verdict."""
     length = reading_length(record)
     verdict = judge(record)
     final = record.timing(record.final.timing or "")
@@ -39,34 +45,42 @@ def summary_row(record: Record) -> list[str]:
     ]
 
 
-def results(records: Sequence[Record]) -> str:
-    """The results section in markdown."""
+def summary(records: Sequence[Record]) -> str:
+    """The figure and one row per recipe, in markdown."""
     first = records[0]
     length = reading_length(first)
     columns = ["recipe", f"torch fp32, ms@{length}", "fastest fp32 engine", "optimized", "speed-up (tokens)", "target", "MB", "verdict"]
     note = (
-        f"{first.machine.cpu}, {first.threads} threads, batch 1, medians. Speed-ups are over the fastest fp32 engine, over the judged "
-        "lengths. Each row is a run of its own: compare rows by their speed-ups, which are ratios within a run. The three large bodies "
-        "ran with random weights, as no model hub could be reached: their latency is true, their accuracy is not judged. The others ran "
-        "with their real weights, step by step:"
+        f"{first.machine.cpu}, {first.threads} threads, batch 1, median ms at {length} tokens. The speed-up is over the fastest fp32 "
+        "engine at the judged lengths. Each row is a separate run: compare rows by their speed-ups, which are ratios within a run."
     )
+    if random := [record.recipe.name for record in records if record.weights == "random"]:
+        note += f" {', '.join(random)} ran with random weights: their latency is true, and their accuracy is not judged."
     about = "Speed-up of each recipe over the fastest fp32 engine of its run, with 95 % intervals"
-    parts = [f"![{about}]({FIGURE})\n", to_markdown(Table("", columns, [summary_row(record) for record in records], note))]
+    return f"![{about}]({FIGURE})\n\n" + to_markdown(Table("", columns, [summary_row(record) for record in records], note))
+
+
+def steps(records: Sequence[Record]) -> str:
+    """Latency, size, cosine and accuracy after every step of the recipes that ran with real weights, in markdown."""
+    parts = []
     for record in records:
         if record.weights == "real":
             tables = (tradeoff_table(record), accuracy_table(record))
-            parts += [f"**{record.recipe.name}**\n", *(to_markdown(table) for table in tables if table is not None)]
+            parts += [f"### {record.recipe.name}\n", *(to_markdown(table) for table in tables if table is not None)]
     return "\n".join(parts)
 
 
+def exported_records() -> list[Record]:
+    """The newest record of each recipe under exported/."""
+    return [newest_record(folder.parent) for folder in sorted((ROOT / "exported").glob("*/records"))]
+
+
 def main() -> None:
-    """Replace the section, and draw its figure."""
-    records = [newest_record(folder.parent) for folder in sorted((ROOT / "exported").glob("*/records"))]
+    """Replace both sections and redraw the figure."""
+    records = exported_records()
     save_figure(headline_plot(records), ROOT / FIGURE)
-    path = ROOT / "README.md"
-    before, rest = path.read_text(encoding="utf-8").split(BEGIN)
-    after = rest.split(END)[1]
-    path.write_text(f"{before}{BEGIN}\n\n{results(records)}\n{END}{after}", encoding="utf-8")
+    replace_between(ROOT / "README.md", "results", summary(records))
+    replace_between(ROOT / "docs" / "results.md", "results", steps(records))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Do embeddings stay the same when only what surrounds a text changes? Every engine and precision on one recipe's base.
+"""Stability of embeddings across batches, padding, threads and instruction sets, for every engine and precision.
 
     python bench/stability_table.py recipes/minilm-l6.yaml
 
-For each: the worst cosine of any text to itself alone, by what changed, and how many texts then find another top 10. Texts,
-documents and calibration are those of the recipe's first task. Takes some minutes the first time: each variant is made and cached.
+For each: the worst cosine to the text run alone, by kind of change, and the number of texts with another top 10. Texts,
+documents and calibration are those of the recipe's first task. The first run takes some minutes: it makes and caches each variant.
 """
 
 import argparse
@@ -13,21 +13,22 @@ from pathlib import Path
 import platformdirs
 
 import optbench  # noqa: F401  # first: it keeps openvino's telemetry from loading
-from optbench.artifact.folder import Artifact
-from optbench.encoder import load
 from optbench.engines import Engine, OnnxRuntime, OpenVino, Torch
 from optbench.machine.cpu import read_machine
-from optbench.measure.stability import Changes, Stability, measure_stability
+from optbench.machine.progress import silent
+from optbench.measure.stability import Stability
+from optbench.measure.subject import Subject
 from optbench.recipe.load import load_recipe
-from optbench.recipe.schema import Recipe
+from optbench.recipe.schema import ConditionKind
 from optbench.report.table import Table, to_markdown
-from optbench.run.apply import Silent
-from optbench.run.make import calibration_texts, make_base, make_stage
-from optbench.run.measure import sample_texts
-from optbench.run.plan import Cache
+from optbench.run.cache import Cache
+from optbench.run.listener import Silent
+from optbench.run.make import make_stages
+from optbench.run.measure import TaskTexts, measure_text_stability
+from optbench.run.plan import Options, Run
 from optbench.steps import CompressWeights, ConvertOpenvino, ExportOnnx, QuantizeDynamic, QuantizeStatic, QuantizeStaticQdq, Step
 
-CHANGES: tuple[Changes, ...] = ("order", "padding", "batch", "threads", "isa")
+CHANGES: tuple[ConditionKind, ...] = ("order", "padding", "batch", "threads", "isa")
 TO_ONNX: tuple[Step, ...] = (ExportOnnx(),)
 TO_OPENVINO: tuple[Step, ...] = (ExportOnnx(), ConvertOpenvino())
 
@@ -50,17 +51,8 @@ def variants() -> list[tuple[str, Sequence[Step], Engine]]:
     return found
 
 
-def make_variant(recipe: Recipe, base: Artifact, steps: Sequence[Step], cache: Cache) -> Artifact:
-    """The last step's artifact, from the cache where it is there."""
-    artifact, calibration = base, calibration_texts(recipe)
-    for index, step in enumerate(steps):
-        stage = make_stage(step, f"{index} {step.step}", artifact, recipe, cache, Silent(), calibration=calibration, force=False)
-        artifact = stage.artifact
-    return artifact
-
-
 def row_of(name: str, stability: Stability) -> list[str]:
-    """Worst cosine by change, and the most texts that any condition but the instruction set sends to another top 10."""
+    """Worst cosine by kind of change, and the largest number of texts with another top 10, instruction sets aside."""
     cells = []
     for change in CHANGES:
         worst = stability.worst(change)
@@ -70,7 +62,7 @@ def row_of(name: str, stability: Stability) -> list[str]:
 
 
 def main() -> None:
-    """Parse, make, measure, print."""
+    """Make the variants, measure them and print."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--texts", type=int, default=64)
@@ -79,15 +71,13 @@ def main() -> None:
     arguments = parser.parse_args()
     recipe = load_recipe(arguments.recipe)
     cache = Cache(arguments.cache.absolute())
-    base = make_base(recipe, cache, "real", None, Silent()).artifact
-    queries, documents = sample_texts([recipe.tasks[0].load()], 2 * arguments.texts)
+    texts = TaskTexts.sample([recipe.tasks[0].load()], 2 * arguments.texts)
     rows: list[list[str]] = []
     explained: dict[str, list[str]] = {}
     for name, steps, engine in variants():
-        artifact = make_variant(recipe, base, steps, cache)
-        with load(artifact.path, engine) as encoder:
-            vectors = encoder.encode(documents, prompt="document")
-        stability = measure_stability(artifact, engine, queries, documents=vectors, isas=(arguments.isa,))
+        variant = recipe.model_copy(update={"steps": tuple(steps)})
+        artifact = make_stages(Run(variant, Options(cache=cache)), Silent())[-1].artifact
+        stability = measure_text_stability(Subject(artifact, engine), texts, cache, [arguments.isa], silent)
         rows.append(row_of(name, stability))
         explained |= {text: [*explained.get(text, []), name] for text in stability.explanations}
     columns = ["engine and precision", *CHANGES[:-1], f"as {arguments.isa}", "other top 10"]

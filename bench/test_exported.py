@@ -2,12 +2,12 @@
 
     pytest bench/ --benchmark-json=latency.json
     pytest bench/ --benchmark-autosave                # keep a run under .benchmarks/ ...
-    pytest bench/ --benchmark-compare                 # ... and set a later one against the last that was kept
+    pytest bench/ --benchmark-compare                 # ... and compare a later one with it
     pytest bench/ -k "minilm and openvino"
 
-What is missing of all-MiniLM-L6-v2 and of gte-large's body (with random weights: the latency is true) is made through optbench's cache;
-another recipe takes part once its weights lie in exported/. Groups are by length and recipe. These figures are for one machine over time;
-to set models against each other use `optbench apply` or `optbench measure`, which alternate between them.
+Missing artifacts of minilm-l6 and gte-large (random weights: the latency is true) are made in optbench's cache; other recipes are
+included if their weights are in exported/. Groups are by length and recipe. Use these figures to follow one machine over time. To compare
+models, use `optbench apply` or `optbench measure`, which time them in interleaved rounds.
 """
 
 import functools
@@ -23,7 +23,7 @@ from optbench.artifact.folder import Artifact, open_artifact
 from optbench.encoder import choose_engine
 from optbench.engines import Engine, OnnxRuntime, OpenVino, Session, Torch
 from optbench.machine.floor import ProbeResult, floor_ms
-from optbench.measure.machine_state import check_environment
+from optbench.measure.machine_state import check_machine_state
 from optbench.recipe.load import load_recipe
 from optbench.recipe.schema import Recipe
 
@@ -40,11 +40,11 @@ class Opened:
     """A model in an engine.
 
     Attributes:
-        recipe: whose model it is.
-        weights: `random` ones give true latency and nothing else.
-        artifact: what is open.
-        engine: in what.
-        session: embeds.
+        recipe: its name.
+        weights: with `random` ones only the latency is meaningful.
+        artifact: that is open.
+        engine: that runs it.
+        session: of the engine.
     """
 
     recipe: Recipe
@@ -60,13 +60,13 @@ def made(name: str) -> Made:
 
 
 def exported_weights() -> list[str]:
-    """Recipes whose weights lie in exported/: a fresh checkout has their records alone."""
+    """Recipes with weights in exported/: a fresh checkout has only their records."""
     folders = [path.parent for path in sorted(EXPORTED.glob("*/manifest.json"))]
     return [folder.name for folder in folders if any(folder.glob("onnx/*.onnx")) or any(folder.glob("openvino/*.bin"))]
 
 
 def cells() -> list[tuple[str, str]]:
-    """Recipe and engine: the baselines of those that are made, and every recipe's own artifact."""
+    """Recipe and engine: each recipe's own artifact, and the baselines of those that are made."""
     others = [(name, "recipe") for name in exported_weights() if name not in MADE]
     return [(name, engine) for name in MADE for engine in ENGINES] + others
 
@@ -94,8 +94,8 @@ def opened(request: pytest.FixtureRequest) -> Iterator[Opened]:
 
 @pytest.fixture(scope="session")
 def noise() -> tuple[str, ...]:
-    """What disturbs timing on this machine now."""
-    return check_environment()
+    """Warnings about the machine's state."""
+    return check_machine_state()
 
 
 @pytest.mark.parametrize("length", LENGTHS)
@@ -107,7 +107,7 @@ def test_latency(benchmark: Any, opened: Opened, length: int, probed: ProbeResul
         "engine": opened.engine.model_dump(mode="json"),
         "artifact_sha256": opened.artifact.sha256,
         "weights": opened.weights,
-        "floor_int8_ms": floor_ms(body, length, 1, probed.peaks, "int8").ms,
+        "floor_int8_ms": floor_ms(body.multiply_adds(length), body.weights, "int8", probed.peaks).ms,
         "machine": probed.machine.model_dump(mode="json"),
         "fingerprint": probed.machine.fingerprint,
         "peaks": probed.peaks.model_dump(mode="json"),

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from optbench.encoder import Encoder, load
     from optbench.recipe.load import load_recipe
     from optbench.recipe.schema import Recipe
-    from optbench.run.apply import Options, apply
+    from optbench.run.apply import Applied
+    from optbench.run.listener import Listener
+    from optbench.run.plan import Options
 
 # `import openvino` and nncf send usage events over the network through this module, and do without where it is missing.
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
@@ -29,9 +31,20 @@ _HOMES = {
     "load": "encoder",
     "Recipe": "recipe.schema",
     "load_recipe": "recipe.load",
-    "Options": "run.apply",
-    "apply": "run.apply",
+    "Options": "run.plan",
 }
+
+
+def apply(recipe: "Recipe", options: "Options", listener: "Listener | None" = None) -> "Applied":
+    """Run a recipe as `optbench apply` does: steps, measurements, record, verdict, exported folder. The listener is told of every stage.
+
+    Raises:
+        OptbenchError: names the step that failed; the next run finds in the cache what had finished.
+    """
+    from optbench.report.card import render_card
+    from optbench.run.apply import apply as run_recipe
+
+    return run_recipe(recipe, options, render_card, listener)
 
 
 def __getattr__(name: str) -> Any:

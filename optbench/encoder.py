@@ -1,4 +1,4 @@
-"""What a service imports: text in, embeddings out, with numpy, tokenizers and one engine and nothing heavier.
+"""What a service imports: text in, embeddings out. Needs numpy, tokenizers and one engine, nothing heavier.
 
 with optbench.load("exported/minilm-l6") as encoder:
     queries = encoder.encode(["waterproof running shoes"], prompt="query")
@@ -20,13 +20,14 @@ from optbench.artifact.folder import Artifact, open_artifact
 from optbench.engines import Engine, default_engine
 from optbench.errors import ArtifactError, BaseModelError, EngineError
 from optbench.model.checkpoint import describe, read_json, read_named_prompts
+from optbench.model.padding import pad_batch
 from optbench.model.tokenizer import encode_batch, load_tokenizer
 
 __all__ = ["ENGINE_FILE", "Encoder", "choose_engine", "load"]
 
 ENGINE_FILE = "engine.json"
-"""The options that an artifact was measured with, beside its weights: an `Engine` as JSON."""
-# Texts tokenized at once: enough to keep the tokenizer's threads busy, few enough that its word lists stay small.
+"""The file beside the weights with the engine options that the artifact was measured with: an `Engine` as JSON."""
+# Texts per call of the tokenizer: enough to keep its threads busy, few enough to bound its memory.
 TOKENIZE_CHUNK = 2048
 
 _ENGINE: TypeAdapter[Engine] = TypeAdapter(Engine)
@@ -39,14 +40,14 @@ def load(
 
     Args:
         path: the artifact's folder.
-        engine: an engine, or the name of one; left out: what the folder's engine.json says, else the one made for its kind.
-        dimension: keep so many leading components, for models trained to allow it (Matryoshka); the rest is cut off and the
-            embedding normalized again if the model normalizes.
-        verify: hash every file and compare with the manifest; without it names and sizes are checked, which takes no time.
-        options: options of the engine, over those that it comes with: `threads=2`.
+        engine: an engine, or its name. Default: what the folder's engine.json says, else the native engine of its kind.
+        dimension: keep this many leading components, for models trained for it (Matryoshka); the result is normalized again if
+            the model normalizes.
+        verify: hash every file and compare with the manifest. Without it only names and sizes are checked, which takes no time.
+        options: override options of the engine: `threads=2`.
 
     Raises:
-        ArtifactError: the folder is not a whole artifact, or its embedding is shorter than `dimension`.
+        ArtifactError: the folder is not a complete artifact, or its embedding is shorter than `dimension`.
         EngineError: no such engine or option, or the engine refuses the artifact.
     """
     artifact = open_artifact(Path(path), verify=verify)
@@ -54,7 +55,7 @@ def load(
 
 
 def choose_engine(artifact: Artifact, engine: Engine | str | None, options: Mapping[str, Any]) -> Engine:
-    """The engine that `load` opens an artifact with; same arguments and errors."""
+    """The engine with which `load` opens an artifact; same arguments and errors."""
     where = f"engine {engine}" if isinstance(engine, str) else "engine options"
     document: Any
     if isinstance(engine, str):
@@ -76,7 +77,7 @@ def choose_engine(artifact: Artifact, engine: Engine | str | None, options: Mapp
 
 
 def _describe(error: ValidationError) -> str:
-    """The first thing that pydantic minds, and for an unknown option those that the engine knows."""
+    """The first of pydantic's errors; for an unknown option, the options that the engine has."""
     first = error.errors()[0]
     place = [str(part) for part in first["loc"]]
     known = next((kind for kind in get_args(get_args(Engine)[0]) if place and kind.model_fields["engine"].default == place[0]), None)
@@ -86,23 +87,16 @@ def _describe(error: ValidationError) -> str:
 
 
 class Encoder:
-    """An artifact, its tokenizer and an engine's session. May be used from several threads, which then take turns.
+    """An artifact, its tokenizer and an engine's session. Thread-safe: calls from several threads run one after another.
 
     Attributes:
-        artifact: what embeds.
-        engine: what runs it, with its options.
         dimension: components of an embedding.
-        max_tokens: the longest input; what is longer is cut at the end.
-        prompts: text put in front, by the name that `encode` takes: `query` and `document` in any case, and those of the model.
+        max_tokens: the longest input; a longer one is truncated at the end.
+        prompts: texts to prepend, by the name that `encode` takes: always `query` and `document`, and those of the model.
     """
 
     def __init__(self, artifact: Artifact, engine: Engine, *, dimension: int | None = None) -> None:
-        """Read the small files, load the tokenizer and open the engine.
-
-        Raises:
-            ArtifactError: a small file or the tokenizer is broken, or the embedding is shorter than `dimension`.
-            EngineError: the engine refuses the artifact.
-        """
+        """Read the small files, load the tokenizer and open the engine; same errors as `load`."""
         self.artifact, self.engine = artifact, engine
         try:
             description = describe(artifact.path)
@@ -111,7 +105,7 @@ class Encoder:
             raise ArtifactError(str(error)) from error
         if dimension is not None and not 1 <= dimension <= description.body.hidden:
             raise ArtifactError(
-                f"{artifact.path}: its embeddings have {description.body.hidden} components, so not {dimension}; ask for less"
+                f"{artifact.path}: its embeddings have {description.body.hidden} components, not {dimension}; choose a smaller dimension"
             )
         self.prompts: Mapping[str, str] = MappingProxyType({**description.prompts.model_dump(), **named})
         self.dimension: int = dimension or description.body.hidden
@@ -128,21 +122,21 @@ class Encoder:
 
         Args:
             texts: one, or several.
-            prompt: the name of the prompt to put in front, `query` or `document`; None puts nothing.
-            batch_size: texts run at once; a batch holds texts of like length, so that little of it is padding.
+            prompt: the name of the prompt to prepend, such as `query` or `document`; None for no prompt.
+            batch_size: texts per run; a batch holds texts of similar length, so that little of it is padding.
 
         Returns:
             (dimension,) for one text; (len(texts), dimension) for several, in their order.
 
         Raises:
-            ArtifactError: the model has no prompt of that name; those it has are listed.
-            TypeError: something that is not a text.
+            ArtifactError: the model has no prompt of that name; lists those it has.
+            TypeError: a text that is not a `str`.
         """
         if isinstance(texts, str):
             row: NDArray[np.float32] = self.embed(*self.tokenize((texts,), prompt))[0]
             return row
         if batch_size < 1:
-            raise ValueError(f"batch_size {batch_size}: at least 1 is wanted")
+            raise ValueError(f"batch_size {batch_size}: expected at least 1")
         if not texts:
             self._with_prompt((), prompt)
             return np.empty((0, self.dimension), dtype=np.float32)
@@ -150,19 +144,15 @@ class Encoder:
             return self.embed(*self.tokenize(texts, prompt))
         rows = self._tokenize_ragged(self._with_prompt(texts, prompt))
         out = np.empty((len(rows), self.dimension), dtype=np.float32)
-        # Longest first: the memory that a run needs is taken at once, and a text too many for it fails early.
+        # Longest first: the first run takes the most memory, so a lack of it shows at once.
         order = sorted(range(len(rows)), key=lambda index: -len(rows[index]))
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
-            out[batch] = self.embed(*self._pad([rows[index] for index in batch]))
+            out[batch] = self.embed(*pad_batch([rows[index] for index in batch], self._pad_id))
         return out
 
     def tokenize(self, texts: Sequence[str], prompt: str | None = None) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Put the prompt in front and tokenize, without embedding.
-
-        Args:
-            texts: at least one.
-            prompt: as for `encode`.
+        """Prepend the prompt to at least one text, and tokenize without embedding.
 
         Returns:
             input_ids and attention_mask, each (len(texts), tokens of the longest) int64.
@@ -170,15 +160,7 @@ class Encoder:
         return encode_batch(self._tokenizer, self._with_prompt(texts, prompt))
 
     def embed(self, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Embed token ids.
-
-        Args:
-            input_ids: (batch, tokens).
-            attention_mask: (batch, tokens), 1 for a token, 0 for padding.
-
-        Returns:
-            (batch, dimension).
-        """
+        """Embed token ids, (batch, tokens) with a mask of 1 for a token and 0 for padding, as (batch, dimension)."""
         with self._lock:
             rows = self._session.embed(input_ids, attention_mask)
         if self._cut:
@@ -188,7 +170,7 @@ class Encoder:
         return rows
 
     def close(self) -> None:
-        """Free the model's memory. Calling it twice is harmless."""
+        """Free the model's memory. May be called more than once."""
         with self._lock:
             self._session.close()
 
@@ -201,7 +183,7 @@ class Encoder:
     def _with_prompt(self, texts: Sequence[str], name: str | None) -> Sequence[str]:
         for index, text in enumerate(texts):
             if not isinstance(text, str):
-                raise TypeError(f"texts[{index}]: {type(text).__name__}, a str is wanted")
+                raise TypeError(f"texts[{index}]: expected str, found {type(text).__name__}")
         if name is None:
             return texts
         prefix = self.prompts.get(name)
@@ -212,7 +194,7 @@ class Encoder:
     def _tokenize_ragged(self, texts: Sequence[str]) -> list[NDArray[np.int64]]:
         """The ids of each text, without padding."""
         rows: list[NDArray[np.int64]] = [np.empty(0, dtype=np.int64)] * len(texts)
-        # By length in characters, so that a chunk, which the tokenizer pads to its longest row, holds little padding.
+        # By length in characters: the tokenizer pads a chunk to its longest row.
         order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
         for start in range(0, len(order), TOKENIZE_CHUNK):
             chunk = order[start : start + TOKENIZE_CHUNK]
@@ -220,12 +202,3 @@ class Encoder:
             for index, row, length in zip(chunk, ids, mask.sum(axis=1), strict=True):
                 rows[index] = row[:length].copy()
         return rows
-
-    def _pad(self, rows: Sequence[NDArray[np.int64]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        longest = max(map(len, rows))
-        ids = np.full((len(rows), longest), self._pad_id, dtype=np.int64)
-        mask = np.zeros_like(ids)
-        for index, row in enumerate(rows):
-            ids[index, : len(row)] = row
-            mask[index, : len(row)] = 1
-        return ids, mask

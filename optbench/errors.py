@@ -11,8 +11,9 @@
     ├── RecordError       a record that is broken or not comparable
     ├── PublishError      an artifact that may not be published, or a destination that cannot be reached
     └── MachineError      this machine lacks something: disk, memory, a lock held by another run
+        └── MissingExtraError  a library that only one of optbench's extras installs
 
-The command line catches `OptbenchError` and nothing else: any other exception is a bug and keeps its traceback.
+The command line prints an `OptbenchError` as one line. Any other exception is a bug: one line, and its traceback in a file.
 """
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "EngineError",
     "MachineError",
     "MeasureError",
+    "MissingExtraError",
     "OptbenchError",
     "PublishError",
     "RecipeError",
@@ -31,7 +33,7 @@ __all__ = [
 
 
 class OptbenchError(Exception):
-    """What went wrong, where, what was wanted, and what to do: the message is written for the user."""
+    """What went wrong, where, what was expected, and what to do: the message is written for the user."""
 
 
 class RecipeError(OptbenchError):
@@ -68,6 +70,10 @@ class RecordError(OptbenchError):
 
 class MachineError(OptbenchError):
     """This machine lacks what the work needs: disk, memory, a free lock."""
+
+
+class MissingExtraError(MachineError):
+    """A library that only one of optbench's extras installs; the message names the extra."""
 
 
 class PublishError(OptbenchError):

@@ -10,13 +10,15 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
-from optbench.artifact.folder import Artifact, Kind, Weights, seal
+from optbench.artifact.folder import Artifact, seal
+from optbench.artifact.manifest import Kind, Weights
 from optbench.engines.onednn import stay_off_amx
 from optbench.machine.cpu import read_machine
 from optbench.measure.accuracy import AccuracyResult
 from optbench.measure.footprint import MemorySample
 from optbench.measure.latency import Timing
-from optbench.model.checkpoint import Body, Description, Prompts, write_layout
+from optbench.model.body import Body
+from optbench.model.checkpoint import Description, Prompts, write_layout
 from optbench.recipe.load import load_recipe
 from optbench.record.record import Point, Record
 from optbench.steps.base import StepContext, StepReport
@@ -26,6 +28,11 @@ from optbench.steps.export_onnx import ExportOnnx
 # How long an example takes is no property of the code on a machine that runs a second test beside it.
 settings.register_profile("suite", deadline=None)
 settings.load_profile("suite")
+# Parallel test processes that all use every core spend their time in spinning threads: each gets its share of the cores.
+if "PYTEST_XDIST_WORKER" in os.environ and hasattr(os, "sched_setaffinity"):
+    cores = sorted(os.sched_getaffinity(0))
+    worker, workers = int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw")), int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    os.sched_setaffinity(0, cores[worker % len(cores) :: workers] or cores)
 # Tests compile graphs by hand too, before an engine would see to it.
 stay_off_amx()
 

@@ -31,7 +31,8 @@ class Repository:
         gated: answered 403 with the hub's code unless the token is `accepted`.
         card: the front matter of the model's card, as the listing repeats it.
         announced: other content than what is sent, for the hashes that the listing gives.
-        faults: per file, what to do with its next requests for content: `cut:N` sends N bytes and closes, `status:N` refuses.
+        faults: per file, what to do with its next requests for content: `cut:N` sends N bytes and closes, `stall:N` sends N bytes and
+            waits until the server closes, `status:N` refuses.
     """
 
     commit: str
@@ -55,6 +56,7 @@ class HubServer:
     def __init__(self) -> None:
         self.repositories: dict[str, Repository] = {}
         self.requests: list[Request] = []
+        self.stalled, self.closing = threading.Event(), threading.Event()
         hub = self
 
         class OfThisHub(self.handler()):  # type: ignore[misc]
@@ -73,6 +75,7 @@ class HubServer:
         return Handler
 
     def close(self) -> None:
+        self.closing.set()
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
@@ -167,8 +170,11 @@ class Handler(BaseHTTPRequestHandler):
         if match := re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", "")):
             first, status = int(match[1]), 206
             headers["Content-Range"] = f"bytes {first}-{len(content) - 1}/{len(content)}"
-        cut = int(fault.removeprefix("cut:")) if fault else None
+        cut = int(fault.partition(":")[2]) if fault else None
         self._send(status, content[first:], headers, cut)
+        if fault.startswith("stall:"):
+            self.server_hub.stalled.set()
+            self.server_hub.closing.wait(60)
 
     def _send(self, status: int, body: bytes, headers: dict[str, str], cut: int | None = None) -> None:
         self.send_response(status)
@@ -178,6 +184,7 @@ class Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(body if cut is None else body[:cut])
         if cut is not None:
+            self.wfile.flush()
             self.close_connection = True
 
     def _refuse(self, status: int, code: str, headers: dict[str, str] | None = None) -> None:

@@ -1,12 +1,12 @@
-"""The documents: every command and program in them is run, the recipe reference is fresh, and every link leads somewhere.
+"""The documents: every command and program in them works, the recipe reference is current, every link and path exists.
 
-The line before a code block says how this file treats it, invisibly to readers:
+An invisible line before a code block says how this file treats it:
 
-    <!-- test: run -->                       line by line, in a folder that holds tiny stand-ins under the names that the documents use
-    <!-- test: parse, because ... -->        not run: its options are held against the command's own parser
-    <!-- test: elsewhere FILE -->            not run here: FILE runs the command (on a tiny model too), or says of itself how it is run
+    <!-- test: run -->                   run it, in a folder with tiny models under the names that the documents use
+    <!-- test: parse, because ... -->    do not run it: check the commands and options against the command line
+    <!-- test: elsewhere FILE -->        do not run it: check that FILE does, or that FILE's docstring says how to run it
 
-A block without a mark fails, unless its language (json, yaml, ...) says that it is no program.
+A block without such a line fails, unless its language (json, yaml, ...) is not run.
 """
 
 import hashlib
@@ -14,6 +14,7 @@ import re
 import shlex
 import shutil
 import textwrap
+import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,24 +22,38 @@ from pathlib import Path
 
 import pytest
 import typer
+from packaging.requirements import Requirement
 from typer.testing import CliRunner
 
+from bench import readme_table
+from bench.peers import docs_tables
 from optbench import cli
-from optbench.artifact.folder import Artifact, Kind
+from optbench.artifact.folder import Artifact
+from optbench.artifact.manifest import Kind
 from optbench.measure.latency import measure_latency
 from optbench.recipe.reference import render_reference
 from optbench.record.record import Record
 from optbench.record.verdict import judge
-from optbench.run import standalone as adhoc
+from optbench.report.card import render_card
+from optbench.run import measure
 from optbench.run.apply import export_artifact
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "docs" / "guide.md"]
 DOCUMENTS += sorted(path for path in (ROOT / "docs").glob("*.md") if path not in DOCUMENTS)
+LOG = ROOT / "bench" / "LOG.md"
 MARK = re.compile(r"<!-- test: (run|parse|elsewhere)\b[, ]*(.*?) *-->")
 FENCE = re.compile(r"^( *)```(\w*)$")
 # Languages of blocks that are shown and not run.
 DATA = {"json", "yaml", "text"}
+EXTRAS = set(tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"])
+PLACEHOLDER = re.compile("NAME|RECIPE")
+README_LINES_MAX = 120
+ENTRY_LINES_MAX = 15
+# Text that ends before a code block: a sentence, a label, a table row or a heading.
+ENDS = re.compile(r"[.:|)]$|^#|^```$")
+# Text that starts after one: a new sentence, heading, list item, table or comment.
+STARTS = re.compile(r"^\s*(?:[A-Z#|<!`*\[-]|\d+\.)")
 
 
 @dataclass(frozen=True)
@@ -125,7 +140,7 @@ def sandbox(
     record = make_record()
     final = record.final.model_copy(update={"artifact_sha256": measured})
     record = record.model_copy(update={"points": (*record.points[:-1], final)})
-    folder = export_artifact(replace(artifact, weights="real"), record, judge(record), tmp_path)
+    folder = export_artifact(replace(artifact, weights="real"), record, tmp_path, render_card(record, judge(record)))
     for name in ("my-model", "minilm-l6"):
         shutil.copytree(folder, tmp_path / "exported" / name)
     return tmp_path
@@ -150,13 +165,22 @@ def test_commands_and_programs_of_the_documents_run_in_their_order(sandbox: Path
     monkeypatch.chdir(sandbox)
     monkeypatch.setenv("OPTBENCH_CACHE", str(sandbox / "cache"))
     # That the commands do what is written is the subject here, not how steady their figures are.
-    monkeypatch.setattr(adhoc, "measure_latency", partial(measure_latency, processes=1))
+    monkeypatch.setattr(measure, "measure_latency", partial(measure_latency, processes=1))
     run = [block for block in BLOCKS if block.how == "run"]
     assert run
     for block in run:
         run_block(block)
     assert (sandbox / "my-model.yaml").is_file()
     assert (sandbox / "pulled" / "openvino" / "openvino_model.xml").is_file()
+
+
+def check_install(words: list[str], where: str) -> None:
+    """Check that `pip install` names this package, with extras that it has."""
+    requirement = Requirement(words[-1].replace(".[", "optbench["))
+    assert words[:-1] in (["pip", "install"], ["pip", "install", "-e"]), f"{where}: {shlex.join(words)}"
+    assert requirement.name == "optbench", f"{where}: installs {requirement.name}"
+    unknown = requirement.extras - EXTRAS
+    assert not unknown, f"{where}: pyproject.toml has no extra {', '.join(unknown)}"
 
 
 @pytest.mark.parametrize("block", by("parse"))
@@ -167,10 +191,10 @@ def test_options_of_a_command_that_is_not_run_are_the_commands_own(block: Block)
     run = {words[1] for words in every if words[0] == "optbench"}
     for words in block.commands:
         if words[0] == "pip":
-            assert f"pip install --quiet {words[2]}" in (ROOT / ".ci" / "run").read_text(encoding="utf-8"), block.where
+            check_install(words, block.where)
             continue
         assert words[1] in run or "seconds" in block.detail, f"{block.where}: no document has a block that runs optbench {words[1]}"
-        # Parsed as the shell would hand it over; nothing is called.
+        # Parsed as the shell would pass it; nothing is called.
         context = commands[words[1]].make_context(words[1], list(words[2:]))
         assert context.params, block.where
 
@@ -196,3 +220,63 @@ def test_command_named_in_a_sentence_or_a_workflow_exists_with_its_options(path:
         known = {option for parameter in commands[name].params for option in (*parameter.opts, *parameter.secondary_opts)} | {"--help"}
         unknown = {word for word in rest if word.startswith("--")} - known
         assert not unknown, f"{path.name}: optbench {name} has no {', '.join(sorted(unknown))}"
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_extras_named_in_a_sentence_exist(path: Path) -> None:
+    named = re.findall(r"pip install '?(optbench\[[^]]*\])", path.read_text(encoding="utf-8"))
+    for requirement in map(Requirement, named):
+        assert requirement.extras <= EXTRAS, f"{path.name}: {requirement}"
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_sentence_runs_through_a_code_block(path: Path) -> None:
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip() and not MARK.search(line)]
+    fences = [index for index, line in enumerate(lines) if line.lstrip().startswith("```")]
+    for begin, end in zip(fences[::2], fences[1::2], strict=True):
+        assert begin == 0 or ENDS.search(lines[begin - 1]), f"{path.name}: ends in a code block: {lines[begin - 1]}"
+        after = lines[end + 1 : end + 2]
+        assert not after or STARTS.match(after[0]), f"{path.name}: starts after a code block: {after[0]}"
+
+
+@pytest.mark.parametrize("path", [*DOCUMENTS, ROOT / "CHANGELOG.md", LOG], ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_and_modules_named_in_a_sentence_exist(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    files = {name for name in re.findall(r"\b((?:optbench|bench|tests|docs|recipes)/[\w./-]*\w)", text) if not PLACEHOLDER.search(name)}
+    missing = {name for name in files if not (ROOT / name).exists()}
+    for name in re.findall(r"`optbench((?:\.[a-z_]+)+)(?:\.[A-Z]\w*)?`", text):
+        module = ROOT / "optbench" / name[1:].replace(".", "/")
+        if not (module.is_dir() or module.with_suffix(".py").is_file()):
+            missing.add(f"optbench{name}")
+    assert not missing, f"{path.name} names {', '.join(sorted(missing))}"
+
+
+def test_result_tables_are_those_of_the_newest_records() -> None:
+    records = readme_table.exported_records()
+    assert readme_table.summary(records).strip() in (ROOT / "README.md").read_text(encoding="utf-8"), "run: python bench/readme_table.py"
+    assert readme_table.steps(records).strip() in (ROOT / "docs" / "results.md").read_text(encoding="utf-8"), (
+        "run: python bench/readme_table.py"
+    )
+
+
+def test_comparison_tables_are_those_of_the_newest_results() -> None:
+    page = (ROOT / "docs" / "peers.md").read_text(encoding="utf-8")
+    assert docs_tables.section().strip() in page, "run: python bench/peers/docs_tables.py"
+
+
+def test_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= README_LINES_MAX
+
+
+def test_every_notebook_entry_has_its_form_and_every_claim_its_entry() -> None:
+    summary, *entries = re.split(r"^### ", LOG.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    names = set()
+    for entry in entries:
+        title, *body = re.split(r"^## ", entry, flags=re.MULTILINE)[0].strip().splitlines()
+        assert re.fullmatch(r"[A-Z]\d+\. .+\? \(.+\)", title), f"{title}: expected `A1. Question? (date, machine)`"
+        assert any("**Decision**:" in line for line in body), f"{title}: states no decision"
+        assert len(body) <= ENTRY_LINES_MAX, f"{title}: {len(body)} lines"
+        names.add(title.partition(".")[0])
+    claimed = {name for row in re.findall(r"^\|.*\| ([A-Z]\d[^|]*) \|$", summary, re.MULTILINE) for name in row.split(", ")}
+    assert claimed, "no table of claims"
+    assert claimed <= names, f"no entry {', '.join(sorted(claimed - names))}"

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from optbench.artifact.folder import MANIFEST, Artifact, Kind, seal
+from optbench.artifact.folder import Artifact, seal
+from optbench.artifact.manifest import MANIFEST, Kind
 from optbench.encoder import ENGINE_FILE, Encoder, load
 from optbench.engines import OnnxRuntime, OpenVino, Session
 from optbench.errors import ArtifactError, EngineError
@@ -30,7 +31,7 @@ def encoder(make_artifact: Callable[..., Artifact]) -> Encoder:
 
 
 def resealed(artifact: Artifact, folder: Path, **documents: Any) -> Path:
-    """A copy of an artifact with some small files written anew, sealed."""
+    """A copy of an artifact with some small files replaced, sealed."""
     shutil.copytree(artifact.path, folder / "staging")
     (folder / "staging" / MANIFEST).unlink()
     for name, document in documents.items():
@@ -102,15 +103,22 @@ def test_broken_prompts_are_an_artifact_error(make_artifact: Callable[..., Artif
         load(resealed(make_artifact(Kind.ONNX), tmp_path, config_sentence_transformers=document))
 
 
-@pytest.mark.parametrize(("texts", "place"), [(["red", 3], "texts[1]: int"), ([None], "texts[0]: NoneType"), ([b"red"], "texts[0]: bytes")])
-def test_something_that_is_no_text_is_named(encoder: Encoder, texts: Any, place: str) -> None:
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        (["red", 3], "texts[1]: expected str, found int"),
+        ([None], "texts[0]: expected str, found NoneType"),
+        ([b"red"], "texts[0]: expected str, found bytes"),
+    ],
+)
+def test_something_that_is_no_text_is_named(encoder: Encoder, texts: Any, message: str) -> None:
     with pytest.raises(TypeError) as caught:
         encoder.encode(texts)
-    assert str(caught.value) == f"{place}, a str is wanted"
+    assert str(caught.value) == message
 
 
 def test_batch_size_below_one_is_refused(encoder: Encoder) -> None:
-    with pytest.raises(ValueError, match="batch_size 0: at least 1 is wanted"):
+    with pytest.raises(ValueError, match="batch_size 0: expected at least 1"):
         encoder.encode(["red"], batch_size=0)
 
 
@@ -135,7 +143,7 @@ def test_dimension_cuts_and_normalizes_again(make_artifact: Callable[..., Artifa
 
 @pytest.mark.parametrize("dimension", [0, 33])
 def test_dimension_that_the_model_does_not_have_is_refused(make_artifact: Callable[..., Artifact], dimension: int) -> None:
-    with pytest.raises(ArtifactError, match=f"its embeddings have 32 components, so not {dimension}"):
+    with pytest.raises(ArtifactError, match=f"its embeddings have 32 components, not {dimension}"):
         load(make_artifact(Kind.ONNX).path, dimension=dimension)
 
 

@@ -1,4 +1,4 @@
-"""What a peer is: another way to run the same checkpoint on a CPU, through its own library as its documentation says."""
+"""What a peer is: another way to run the same checkpoint on a CPU, in its own library, set up as that library documents."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -29,7 +29,7 @@ class Source(BaseModel):
         export: its plain fp32 ONNX export by optbench.
         final: the recipe's artifact.
         final_engine: the recipe's engine for it, as JSON.
-        texts: to calibrate on, none of which is in the accuracy task.
+        texts: calibration texts, none of them from the accuracy task.
         isa: the CPU's largest instruction set, in oneDNN's terms.
     """
 
@@ -49,9 +49,9 @@ class Peer(ABC):
 
     Attributes:
         name: of the row.
-        interface: what it is given. Libraries that take text only are compared with others that are given the same text.
-        precision: what its products run in.
-        how: how it is set up, in a few words, for readers who know the library.
+        interface: token ids or text. Libraries that take only text are compared with others that are given text.
+        precision: of its matrix products.
+        how: how it is set up, in a few words.
     """
 
     environment: ClassVar[str] = "peers"
@@ -66,11 +66,11 @@ class Peer(ABC):
 
     @property
     def build_name(self) -> str:
-        """Names the folder that `build` fills; peers that share it share the result."""
+        """Name of the folder that `build` fills; peers with the same name share it."""
         return type(self).__name__
 
     def build(self, source: Source, out: Path) -> None:  # noqa: B027  # most runtimes build, some run the checkpoint itself
-        """Export or quantize into the empty folder `out`. Nothing to do for those that run the checkpoint itself."""
+        """Export or quantize into the empty folder `out`. Does nothing for peers that run the checkpoint itself."""
 
     @abstractmethod
     def open(self, source: Source, built: Path, threads: int) -> Embed:
@@ -78,7 +78,7 @@ class Peer(ABC):
 
 
 def pool(hidden: NDArray[np.float32], attention_mask: NDArray[np.int64], folder: Path) -> NDArray[np.float32]:
-    """Pool and normalize as the checkpoint in `folder` says, for libraries that stop at the hidden states.
+    """Pool and normalize as the checkpoint in `folder` specifies, for libraries that return hidden states.
 
     Args:
         hidden: (batch, tokens, hidden).
@@ -109,10 +109,10 @@ def _pooling(folder: Path) -> tuple[str, bool]:
 
 
 def tokens_of(folder: Path, texts: Sequence[str]) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Each text's ids and mask, (1, tokens) both, by the checkpoint's own tokenizer: what calibration runs on."""
+    """Each text's ids and mask, both (1, tokens), from the checkpoint's tokenizer, for calibration."""
     tokenizer = load_tokenizer(folder)
     return [encode_batch(tokenizer, [text]) for text in texts]
 
 
 class PeerError(OptbenchError):
-    """A peer cannot run here; the message is its row."""
+    """A peer cannot run here; its row shows the message."""

@@ -1,4 +1,4 @@
-"""A folder that the `datasets` library loads by its path: what optimum-intel and sentence-transformers want to calibrate on."""
+"""A folder that the `datasets` library loads by path, the form in which optimum-intel and sentence-transformers take calibration texts."""
 
 import json
 from collections.abc import Sequence

@@ -39,5 +39,5 @@ PEERS: tuple[Peer, ...] = (*_IDS[:-1], *_SBERT_IDS, _IDS[-1], *_TEXT)
 
 
 def peers_of(interface: Interface) -> list[Peer]:
-    """The rows that are given the same thing, and so are timed together."""
+    """The peers with the same interface, which are timed together."""
     return [peer for peer in PEERS if peer.interface == interface]

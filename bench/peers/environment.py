@@ -2,14 +2,14 @@
 
     python bench/peers/environment.py
 
-makes those that are missing and prints where each one's interpreter is.
+Creates the missing ones and prints the path of each interpreter.
 """
 
 from pathlib import Path
 
 from bench.artifacts import user_cache
 from optbench.loaders.environments import PinnedEnvironment, make_environment
-from optbench.run.plan import Cache
+from optbench.run.cache import Cache
 
 __all__ = ["ENVIRONMENTS", "interpreter"]
 
@@ -28,7 +28,7 @@ ENVIRONMENTS = {name: PinnedEnvironment(name, _pins(name), reason) for name, rea
 
 
 def interpreter(name: str, cache: Cache) -> Path:
-    """The Python of an environment, which is made if it is not there yet.
+    """The Python of an environment, which is created if it does not exist.
 
     Raises:
         MachineError: pip cannot install it.
@@ -37,7 +37,7 @@ def interpreter(name: str, cache: Cache) -> Path:
 
 
 def main() -> None:
-    """Make all."""
+    """Create all environments."""
     for name in ENVIRONMENTS:
         print(f"{name}: {interpreter(name, user_cache())}")
 

@@ -1,4 +1,4 @@
-"""optbench's own artifacts, as rows beside the others."""
+"""optbench's own artifacts, as rows of the comparison."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -55,7 +55,7 @@ class OnnxRuntimeExport(_Export):
 
 @dataclass(frozen=True)
 class OpenVinoExport(_Export):
-    """The plain fp32 export in OpenVINO, held to fp32."""
+    """The plain fp32 export in OpenVINO, computed in fp32."""
 
     libraries: ClassVar[tuple[str, ...]] = ("openvino",)
 

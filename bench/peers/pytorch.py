@@ -1,4 +1,4 @@
-"""torch alone: eager, torch.compile, and Inductor on a graph quantized by PT2E, by torchao's or neural-compressor's hand."""
+"""torch: eager, torch.compile, and Inductor on a graph quantized by PT2E with torchao or neural-compressor."""
 
 from abc import abstractmethod
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from optbench.model.torch_model import build_module
 
 __all__ = ["Inductor", "NeuralCompressor", "PyTorch", "TorchCompile"]
 
-# As many as sentence-transformers and optimum-intel calibrate on when left to themselves.
+# The default number of sentence-transformers and optimum-intel.
 CALIBRATION_TEXTS = 300
 QUANTIZED = "quantized.pt2"
 
@@ -28,7 +28,7 @@ def _load_body(checkpoint: Path, threads: int) -> Any:
 
 @dataclass(frozen=True)
 class PyTorch(Peer):
-    """transformers' model as it comes: eager, with the attention that transformers chooses (SDPA)."""
+    """transformers' model in eager mode, with the attention that transformers chooses (SDPA)."""
 
     libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers")
 
@@ -42,7 +42,7 @@ class PyTorch(Peer):
 
 @dataclass(frozen=True)
 class TorchCompile(PyTorch):
-    """The same under torch.compile, as one graph for all lengths: what its defaults come to at the second length that they see."""
+    """The same under torch.compile, with one graph for all lengths, as its defaults do from the second length on."""
 
     def _prepare(self, body: Any) -> Any:
         import torch
@@ -89,14 +89,14 @@ class _Pt2e(Peer):
 
     @abstractmethod
     def _convert(self, prepared: Any) -> Any:
-        """Turn what was observed into quantized operators."""
+        """Replace the observers by quantized operators."""
 
     def open(self, source: Source, built: Path, threads: int) -> Embed:
         """Load and compile; the first run does the work, or finds it in Inductor's cache."""
         import torch
         import torch._inductor.config as inductor
 
-        # What it registers on import is what turns the quantized patterns into int8 products.
+        # Importing it registers the passes that replace quantized patterns by int8 products.
         import torchao.quantization.pt2e.quantizer.x86_inductor_quantizer  # noqa: F401
 
         torch.set_num_threads(threads)

@@ -1,4 +1,4 @@
-"""What a run of the peers leaves: one JSON file a model and question, committed, and the tables that the README shows of them."""
+"""The results of a run: one committed JSON file per model and question. docs/peers.md shows them as tables."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 import optbench
 from bench.peers.base import Interface, Peer
 from bench.peers.workbench import Built
-from optbench.artifact.folder import Weights
+from optbench.artifact.manifest import Weights
 from optbench.machine.cpu import Machine, read_machine
 from optbench.measure.accuracy import AccuracyResult
 from optbench.measure.fidelity import Fidelity
@@ -32,10 +32,10 @@ class _Row(_Part):
     Attributes:
         name: of the peer.
         precision: of its products.
-        how: it was set up.
-        reason: why it did not run; None where it did. A row with a reason has no figures.
+        how: how it was set up.
+        reason: why it did not run; None if it did. A row with a reason has no figures.
         versions: of its libraries.
-        build_seconds: what exporting and quantizing took when it ran.
+        build_seconds: duration of export and quantization.
     """
 
     name: str
@@ -53,9 +53,9 @@ class LatencyRow(_Row):
         round_medians_ns: by length, the median of each round.
         ms: by length, the typical latency with its interval.
         speedup: by length, over the run's first row, round by round.
-        load_ms: opening the model.
+        load_ms: time to open the model.
         peak_rss_bytes: of its process.
-        unstable: lengths at which warm-up ended without the runs agreeing.
+        unstable: lengths at which the times did not settle during warm-up.
     """
 
     round_medians_ns: dict[int, tuple[int, ...]] = {}
@@ -71,7 +71,7 @@ class AccuracyRow(_Row):
 
     Attributes:
         fidelity: cosine to torch eager over the tasks' queries.
-        accuracy: one entry a task; empty with random weights.
+        accuracy: one entry per task; empty with random weights.
         change: by task, relative to torch eager, paired by query.
     """
 
@@ -92,7 +92,7 @@ class _Run(_Part):
 
 
 class LatencyRun(_Run):
-    """Peers that are given the same thing, timed in turn at batch 1."""
+    """Peers with the same interface, timed in alternation at batch 1."""
 
     kind: Literal["latency"] = "latency"
     interface: Interface
@@ -109,7 +109,7 @@ class AccuracyRun(_Run):
 
 
 def about(peer: Peer, built: Built) -> dict[str, object]:
-    """What both kinds of rows say of a peer."""
+    """The fields that both kinds of rows share."""
     return {
         "name": peer.name,
         "precision": peer.precision,
@@ -121,7 +121,7 @@ def about(peer: Peer, built: Built) -> dict[str, object]:
 
 
 def stamp() -> dict[str, object]:
-    """What both kinds of runs say of where and when."""
+    """The fields that both kinds of runs share: where and when."""
     return {
         "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "optbench": optbench.__version__,
@@ -135,7 +135,7 @@ def round_medians(times: RoundTimes) -> dict[int, tuple[int, ...]]:
 
 
 def write_run(run: LatencyRun | AccuracyRun) -> Path:
-    """Write a run beside the earlier ones of other models; one of the same model and kind gives way."""
+    """Write a run's file; an earlier run of the same model and kind is replaced."""
     name = run.interface if isinstance(run, LatencyRun) else run.kind
     path = FOLDER / f"{run.model}-{name}.json"
     FOLDER.mkdir(exist_ok=True)

@@ -33,7 +33,7 @@ class OnnxRuntimeDynamic(Peer):
         quantize_dynamic(source.export / "onnx" / ONNX, out / ONNX)
 
     def open(self, source: Source, built: Path, threads: int) -> Embed:
-        """Open a session with its defaults but for the threads."""
+        """Open a session with its defaults, except for the threads."""
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
@@ -53,7 +53,7 @@ class OptimumIntel(Peer):
     libraries: ClassVar[tuple[str, ...]] = ("optimum-intel", "openvino", "nncf", "transformers", "torch")
 
     def build(self, source: Source, out: Path) -> None:
-        """Export, calibrate on our texts at their own length, quantize."""
+        """Export, calibrate on our texts without padding, quantize."""
         from optimum.intel import OVConfig, OVModelForFeatureExtraction, OVQuantizationConfig, OVQuantizer
         from transformers import AutoTokenizer
 
@@ -71,7 +71,7 @@ class OptimumIntel(Peer):
         quantizer.quantize(calibration, save_directory=out, ov_config=OVConfig(quantization_config=OVQuantizationConfig()))
 
     def open(self, source: Source, built: Path, threads: int) -> Embed:
-        """Load with OpenVINO's own defaults but for the threads, and pool in numpy."""
+        """Load with OpenVINO's defaults, except for the threads, and pool in numpy."""
         import torch
         from optimum.intel import OVModelForFeatureExtraction
 
@@ -100,7 +100,7 @@ class CTranslate2(Peer):
             folder = Path(name) / "checkpoint"
             shutil.copytree(source.checkpoint, folder, copy_function=os.symlink, ignore=shutil.ignore_patterns("config.json"))
             config = json.loads((source.checkpoint / "config.json").read_bytes())
-            # It reads a key that transformers 5 no longer gives a default; a config.json may leave it out.
+            # It reads a key that has no default in transformers 5 and may be missing from config.json.
             (folder / "config.json").write_text(json.dumps({"position_embedding_type": "absolute", **config}), encoding="utf-8")
             TransformersConverter(str(folder)).convert(str(out), quantization="int8", force=True)
 
@@ -112,7 +112,7 @@ class CTranslate2(Peer):
 
         def embed(tokens: Any) -> Any:
             ids, mask = tokens
-            # It takes rows of their own length and pads them itself.
+            # It takes rows of different lengths and pads them itself.
             rows = [row[: kept.sum()].tolist() for row, kept in zip(ids, mask, strict=True)]
             hidden = np.array(encoder.forward_batch(rows).last_hidden_state)
             return pool(hidden, mask[:, : hidden.shape[1]], source.checkpoint)
@@ -122,7 +122,7 @@ class CTranslate2(Peer):
 
 @dataclass(frozen=True)
 class FastEmbed(Peer):
-    """fastembed with the plain fp32 export as a custom model, which is the form that it ships all-MiniLM-L6-v2 in."""
+    """fastembed with the plain fp32 export as a custom model, the form in which it ships all-MiniLM-L6-v2."""
 
     libraries: ClassVar[tuple[str, ...]] = ("fastembed", "onnxruntime")
 

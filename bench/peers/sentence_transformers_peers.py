@@ -1,4 +1,4 @@
-"""sentence-transformers on its three backends, each quantized as "Speeding up Inference" in its documentation says."""
+"""sentence-transformers on its three backends, each quantized as its documentation shows in "Speeding up Inference"."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -103,6 +103,6 @@ class OpenVinoStatic(Peer):
         )
 
     def open(self, source: Source, built: Path, threads: int) -> Embed:
-        """Load the quantized file, with OpenVINO's own defaults but for the threads."""
+        """Load the quantized file with OpenVINO's defaults, except for the threads."""
         arguments = {"file_name": "openvino_model_qint8_quantized.xml", "ov_config": {"INFERENCE_NUM_THREADS": str(threads)}}
         return _embed_with(_load(built, threads, backend="openvino", model_kwargs=arguments), self.interface)

@@ -1,4 +1,4 @@
-"""The child's side: a peer in a process of its environment, where optbench's own worker talks with it."""
+"""The child's side: a peer in a process of its environment, driven by optbench's worker."""
 
 import contextlib
 import os
@@ -23,7 +23,7 @@ BATCH_SIZE = 32
 
 
 def _peer(payload: dict[str, Any]) -> tuple[Peer, Source]:
-    # No hub can be asked, and no library may try.
+    # No library may try to reach a model hub.
     os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     peer = next(peer for peer in PEERS if (peer.name, peer.interface) == (payload["peer"], payload["interface"]))
     return peer, Source.model_validate(payload["source"])
@@ -31,7 +31,7 @@ def _peer(payload: dict[str, Any]) -> tuple[Peer, Source]:
 
 @contextlib.contextmanager
 def _named(peer: Peer, doing: str) -> Any:
-    """Any failure of a library becomes the row's reason: a table that stops at its first broken peer tells nothing of the others."""
+    """Turn any failure of a library into the row's reason, so that one broken peer does not stop the others."""
     try:
         yield
     except Exception as error:
@@ -40,7 +40,7 @@ def _named(peer: Peer, doing: str) -> Any:
 
 
 def serve_build(payload: dict[str, Any], progress: Progress) -> Generator[Any, dict[str, Any], None]:
-    """Fill the folder; answers with the seconds that it took and the versions."""
+    """Build into the folder; answer with the duration and the library versions."""
     yield
     peer, source = _peer(payload)
     start = time.perf_counter()

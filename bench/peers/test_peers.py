@@ -1,11 +1,11 @@
-"""The same checkpoint through every peer, side by side.
+"""Run the same checkpoint through every peer and compare accuracy and latency.
 
-    pytest bench/peers                            # builds what is missing, then accuracy and latency of both models
-    pytest bench/peers -k "minilm and latency" --log-cli-level=INFO    # a part of it, saying what it is at
-    python bench/peers/readme_table.py            # the README's comparison from the results
+    pytest bench/peers                                                 # builds what is missing, then measures both models
+    pytest bench/peers -k "minilm and latency" --log-cli-level=INFO    # a part of it, with progress
+    python bench/peers/docs_tables.py                                  # writes docs/peers.md from the results
 
-Each peer runs in a process of its own environment, with the same threads, on the same token ids or the same texts; the parent blocks, and
-all of them are timed in turn, in rounds. A peer that cannot run has a row that says why. Results go to bench/peers/results.
+Each peer runs in a process of its own environment, with the same threads, on the same token ids or the same texts. The parent process
+blocks, and the peers are timed in alternation. A peer that cannot run gets a row with the reason. Results go to bench/peers/results.
 """
 
 import functools
@@ -25,33 +25,33 @@ from bench.peers.workbench import LENGTHS, Bench
 from optbench.errors import OptbenchError
 from optbench.measure.accuracy import AccuracyResult, accuracy_change, measure_accuracy
 from optbench.measure.fidelity import measure_fidelity
-from optbench.measure.machine_state import check_environment
+from optbench.measure.machine_state import check_machine_state
 from optbench.tasks import Beir, Retail, RetrievalData
 
 MODELS = ("minilm-l6", "gte-large")
-# (rounds, processes a peer). Inductor takes half a minute to open a large body even from its cache, and a round takes seconds: so
-# that one has a single process, and its intervals hold for that alone.
+# (rounds, processes per peer). Inductor takes half a minute to open a large model even from its cache, and a round takes seconds: so
+# each peer of it has a single process, and the intervals do not include differences between processes.
 PLAN = {"minilm-l6": (9, 3), "gte-large": (6, 1)}
 RANDOM_QUERIES = 32
-# A first run also installs the environments and quantizes a large body by every peer.
+# A first run also installs the environments and quantizes a large model with every peer.
 TIMEOUT_SECONDS = 3 * 3600
 
 pytestmark = [
     pytest.mark.timeout(TIMEOUT_SECONDS),
-    # Not an error here: what a peer's library warns of is its own affair, and it warns in its own process.
+    # Warnings of a peer's library are raised in its own process and are not errors here.
     pytest.mark.filterwarnings("default"),
 ]
 
 
 @functools.cache
 def bench(model: str) -> Bench:
-    """One a session: what failed to build is not tried twice."""
+    """One per session: a failed build is not tried twice."""
     cache = user_cache()
     return Bench(make_artifacts(model, cache), cache)
 
 
 def tasks(model: str) -> list[RetrievalData]:
-    """The retail task, and Chorus where the test data lies."""
+    """The retail task, and Chorus if the test data is there."""
     data = [Retail().load()]
     home = Path(os.environ.get("OPTBENCH_TEST_DATA", ROOT.parent / "shared" / "data")) / "chorus"
     if home.is_dir() and bench(model).made.weights == "real":
@@ -62,7 +62,7 @@ def tasks(model: str) -> list[RetrievalData]:
 @pytest.mark.parametrize("peer", PEERS, ids=lambda peer: f"{peer.name}-{peer.interface}")
 @pytest.mark.parametrize("model", MODELS)
 def test_build(model: str, peer: Peer) -> None:
-    """Export, quantize and run once. One that fails is reported here, and has its row in the results nevertheless."""
+    """Export, quantize and run once. A failure is reported here and also becomes a row of the results."""
     reason = bench(model).build(peer).reason
     if reason is not None:
         pytest.xfail(reason)
@@ -111,7 +111,7 @@ def test_accuracy(model: str) -> None:
 
 
 def judge(data: Sequence[RetrievalData], queries: NDArray[np.float32], documents: NDArray[np.float32]) -> list[AccuracyResult]:
-    """The tasks' metrics from vectors that are already there."""
+    """The tasks' metrics from existing vectors."""
     found = []
     for task in data:
         n_queries, n_documents = len(task.queries), len(task.candidates)
@@ -132,7 +132,7 @@ def test_latency(model: str, interface: Interface) -> None:
     rounds, processes = PLAN[model]
     for peer in peers:
         bench(model).build(peer)
-    warnings = check_environment()
+    warnings = check_machine_state()
     times = bench(model).time(peers, rounds, processes)
     first = next(iter(times.values()))
     rows = []

@@ -1,4 +1,4 @@
-"""The parent's side: builds each peer once, tries it, embeds with it, and times all of them in turn."""
+"""The parent's side: builds each peer once, tests it, embeds with it, and times all of them in alternation."""
 
 import hashlib
 import json
@@ -25,7 +25,7 @@ from optbench.machine.worker import Worker
 from optbench.measure.latency import RoundTimes, random_inputs, time_in_rounds
 from optbench.model.checkpoint import read_body
 from optbench.model.tokenizer import encode_batch, load_tokenizer
-from optbench.run.plan import Cache
+from optbench.run.cache import Cache
 from optbench.tasks import Retail
 
 __all__ = ["LENGTHS", "Bench", "Built", "texts_by_length"]
@@ -33,7 +33,7 @@ __all__ = ["LENGTHS", "Bench", "Built", "texts_by_length"]
 logger = logging.getLogger(__name__)
 
 LENGTHS = (8, 16, 32, 64, 128)
-# Real texts enough for every peer's own default; the accuracy task holds other product types.
+# Enough real texts for every peer's default; the accuracy task has other product types.
 CALIBRATION_TEXTS = 1000
 DISTINCT_TEXTS = 8
 
@@ -43,10 +43,10 @@ class Built:
     """A peer that is ready, or the reason why it is not.
 
     Attributes:
-        folder: what it built; empty for one that builds nothing.
-        seconds: how long that took when it ran.
+        folder: what it built; empty if it builds nothing.
+        seconds: duration of the build.
         versions: of its libraries.
-        reason: why it cannot run; None where it can.
+        reason: why it cannot run; None if it can.
     """
 
     folder: Path
@@ -63,7 +63,7 @@ class Bench:
 
         Args:
             made: the model.
-            cache: optbench's; environments and what peers build are kept in it.
+            cache: optbench's cache; it keeps the environments and what peers build.
         """
         self.made, self._cache, self.threads = made, cache, usable_threads()
         calibration = Retail().calibration_texts(CALIBRATION_TEXTS)
@@ -96,13 +96,13 @@ class Bench:
         return Worker(getattr(serving, function), whole, environment, python=python)
 
     def build(self, peer: Peer) -> Built:
-        """Build a peer and run it once at every length; what came to its end is kept in the cache, and a failure for this session."""
+        """Build a peer and run it once at every length. Builds are cached; failures are remembered for this session."""
         key = (peer.name, peer.interface)
         if key not in self._built:
             try:
                 self._built[key] = self._build_and_try(peer)
             except (OptbenchError, RuntimeError) as error:
-                # Every failure has a row: that a peer cannot run is what this bench is to find out.
+                # Every failure becomes a row: whether a peer runs is a result too.
                 self._built[key] = Built(Path(), reason=str(error).strip().splitlines()[-1])
         return self._built[key]
 
@@ -137,13 +137,13 @@ class Bench:
         return self.start(peer, "serve_timing", built=str(built.folder), texts=texts)
 
     def time(self, peers: Sequence[Peer], rounds: int, processes: int) -> dict[str, RoundTimes]:
-        """Time those peers that can run, all in turn; by name."""
+        """Time all peers that can run, in alternation; by name."""
         models = [(peer.name, partial(self._start_timing, peer, built)) for peer in peers if (built := self.build(peer)).reason is None]
         times = time_in_rounds(models, LENGTHS, rounds=rounds, processes=processes, progress=_log)
         return {name: each for (name, _), each in zip(models, times, strict=True)}
 
     def embed(self, peer: Peer, queries: Sequence[str], documents: Sequence[str]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """A peer's vectors: queries one by one, as a service sends them, documents in batches. Kept beside what the peer built.
+        """A peer's vectors: queries one by one, as in a service, documents in batches. Cached beside the build.
 
         Raises:
             OptbenchError: the peer fails on some of them.
@@ -169,10 +169,10 @@ def _log(message: str, share: float | None) -> None:
 
 
 def texts_by_length(checkpoint: Path) -> dict[int, list[str]]:
-    """Texts of exactly so many tokens by the checkpoint's tokenizer, special tokens included: the timing ids, spelled out.
+    """Texts of exactly these numbers of tokens, special tokens included, for the checkpoint's tokenizer: the timing ids as text.
 
     Raises:
-        OptbenchError: the vocabulary has no words that are one token and stay so in a sentence.
+        OptbenchError: the vocabulary has no words that remain one token within a sentence.
     """
     tokenizer = load_tokenizer(checkpoint)
     ids = random_inputs((max(LENGTHS) * DISTINCT_TEXTS,), 1, read_body(checkpoint).vocabulary)[max(LENGTHS) * DISTINCT_TEXTS]

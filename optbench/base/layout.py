@@ -1,9 +1,7 @@
-"""From a checkpoint's files, wherever they lie, to a folder that holds what the recipe says and nothing else."""
+"""From a checkpoint's files, wherever they lie, to a folder that agrees with the recipe and holds nothing else."""
 
-import errno
 import json
 import logging
-import os
 import re
 import shutil
 import tempfile
@@ -11,10 +9,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from optbench.artifact.folder import Kind
+from optbench.artifact.file_types import pickles_among
+from optbench.artifact.folder import link_or_copy
+from optbench.artifact.manifest import Kind
 from optbench.errors import BaseModelError
 from optbench.machine.progress import Progress
-from optbench.model.checkpoint import BODY_KEYS, OPTIONAL_BODY_KEYS, Description, describe, read_json, write_layout
+from optbench.model.body import BODY_KEYS, OPTIONAL_BODY_KEYS
+from optbench.model.checkpoint import Description, describe, read_json, write_layout
 from optbench.model.safetensors import check_file, merge_shards
 
 __all__ = ["COMPANIONS", "INDEX", "WEIGHTS", "assemble", "check_names", "find_files", "read_shard_names", "select_names"]
@@ -42,13 +43,12 @@ INDEX = "model.safetensors.index.json"
 MODULE_CONFIG = re.compile(r"[0-9]+_[A-Za-z][A-Za-z0-9_]*/config\.json")
 SHARD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\.safetensors")
 NUMBERED_SHARD = re.compile(r"model-[0-9]+-of-[0-9]+\.safetensors")
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack")
 
 CONFIG_KEYS = {"architecture": "model_type", **BODY_KEYS, **OPTIONAL_BODY_KEYS}
 
 
 def select_names(names: Iterable[str]) -> list[str]:
-    """Of a checkpoint's file names, those that optbench reads: no pickles, other formats' exports or pictures."""
+    """The file names of a checkpoint that optbench reads: no pickles, exports to other formats or pictures."""
     present = set(names)
     chosen = {name for name in present if name in COMPANIONS or MODULE_CONFIG.fullmatch(name)}
     if WEIGHTS in present:
@@ -59,7 +59,7 @@ def select_names(names: Iterable[str]) -> list[str]:
 
 
 def check_names(names: Iterable[str], where: str) -> None:
-    """Refuse a checkpoint that cannot be used, before anything is copied or downloaded.
+    """Refuse an unusable checkpoint before anything is copied or downloaded.
 
     Raises:
         BaseModelError: lists every file that is missing, each with its cure.
@@ -67,12 +67,12 @@ def check_names(names: Iterable[str], where: str) -> None:
     present = set(names)
     problems = []
     if "config.json" not in present:
-        problems.append("no config.json: name the folder of a transformers checkpoint")
+        problems.append("no config.json: give the folder of a transformers checkpoint")
     if WEIGHTS not in present and INDEX not in present:
-        pickles = sorted(name for name in present if "/" not in name and name.endswith(PICKLES) and name != "training_args.bin")
+        pickles = pickles_among(present)
         found = f"only {', '.join(pickles)}, which may be pickle and can run code" if pickles else f"no {WEIGHTS}"
         problems.append(
-            f"{found}: optbench reads safetensors only; where you trust the model, convert it with "
+            f"{found}: optbench reads safetensors only; if you trust the model, convert it with "
             "AutoModel.from_pretrained(...).save_pretrained(DIR) and give --base path:DIR"
         )
     if "tokenizer.json" not in present:
@@ -84,8 +84,8 @@ def check_names(names: Iterable[str], where: str) -> None:
 def find_files(folder: Path) -> dict[str, Path]:
     """The files of a checkpoint folder that optbench reads, by name.
 
-    Links are followed to weights anywhere (they must parse as safetensors), and to small files only inside the folder or
-    into the `blobs` of the hub cache it belongs to: else a stranger's `vocab.txt` could carry a private file into what is published.
+    Links to weights are followed anywhere (they must parse as safetensors), links to small files only inside the folder or into the
+    `blobs` of the hub cache it belongs to: otherwise a stranger's `vocab.txt` could carry a private file into what is published.
 
     Raises:
         BaseModelError: no such folder, a file is missing, or a link points elsewhere.
@@ -99,7 +99,8 @@ def find_files(folder: Path) -> dict[str, Path]:
         files |= {name: folder / name for name in read_shard_names(files[INDEX]) if (folder / name).is_file()}
     inside = [folder.resolve()]
     if folder.absolute().parent.name == "snapshots":
-        inside.append((folder.absolute().parents[1] / "blobs").resolve())
+        # Of the model, and of the store that the cache's models share.
+        inside += [(home / "blobs").resolve() for home in folder.absolute().parents[1:3]]
     for name, path in files.items():
         target = path.resolve()
         if not name.endswith(".safetensors") and not any(target.is_relative_to(root) for root in inside):
@@ -108,15 +109,15 @@ def find_files(folder: Path) -> dict[str, Path]:
 
 
 def read_shard_names(index: Path) -> list[str]:
-    """The shards that an index names.
+    """The names of the shards in an index.
 
     Raises:
-        BaseModelError: not an index, or a name that is not a plain file name.
+        BaseModelError: not an index, or a shard that is not a plain file name.
     """
     document = read_json(index)
     weight_map = document.get("weight_map") if isinstance(document, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
-        raise BaseModelError(f"{index}: has no weight_map of tensors to files; fetch the model anew")
+        raise BaseModelError(f"{index}: has no weight_map of tensors to files; download the model again")
     names = {str(name) for name in weight_map.values()}
     for name in sorted(names):
         if not SHARD.fullmatch(name):
@@ -124,28 +125,21 @@ def read_shard_names(index: Path) -> list[str]:
     return sorted(names)
 
 
-def assemble(files: Mapping[str, Path], staging: Path, wanted: Description, where: str, progress: Progress) -> list[str]:
-    """Fill `staging` with a checkpoint that agrees with the recipe.
-
-    Args:
-        files: what `find_files` or a download gave.
-        staging: an empty folder.
-        wanted: the recipe's word.
-        where: the source, for messages.
-        progress: told of what takes long.
+def assemble(files: Mapping[str, Path], staging: Path, expected: Description, where: str, progress: Progress) -> list[str]:
+    """Fill `staging` with a checkpoint that agrees with `expected`, the recipe's description; messages name the source, `where`.
 
     Returns:
         Warnings for the record.
 
     Raises:
-        BaseModelError: broken weights, or the checkpoint contradicts the recipe; lists every contradiction.
+        BaseModelError: the weights are broken, or the checkpoint contradicts the recipe; lists every contradiction.
     """
     for name, path in files.items():
         if not name.endswith(".safetensors") and name != INDEX:
             target = staging / name
             target.parent.mkdir(exist_ok=True)
             shutil.copyfile(path, target)  # never a link: some are edited below
-    warnings = _settle_layout(staging, wanted, where)
+    warnings = _settle_layout(staging, expected, where)
     _place_weights(files, staging, progress)
     return warnings
 
@@ -153,64 +147,52 @@ def assemble(files: Mapping[str, Path], staging: Path, wanted: Description, wher
 def _place_weights(files: Mapping[str, Path], staging: Path, progress: Progress) -> None:
     if WEIGHTS in files:
         check_file(files[WEIGHTS])
-        progress("taking over the weights", None)
-        _link_or_copy(files[WEIGHTS].resolve(), staging / WEIGHTS)
+        progress("copying the weights", None)
+        link_or_copy(files[WEIGHTS].resolve(), staging / WEIGHTS)
         return
     names = read_shard_names(files[INDEX])
     missing = [name for name in names if name not in files]
     if missing:
-        raise BaseModelError(f"{files[INDEX]}: names {', '.join(missing)}, which is missing; fetch the model anew")
+        raise BaseModelError(f"{files[INDEX]}: names {', '.join(missing)}, which is missing; download the model again")
     merge_shards([files[name] for name in names], staging / WEIGHTS, progress)
 
 
-def _link_or_copy(source: Path, target: Path) -> None:
-    """A hard link costs no space; a copy is made where there can be none.
-
-    Whoever later writes into the source's bytes changes the artifact too: its verification finds that, and it is made anew.
-    """
-    try:
-        os.link(source, target)
-    except OSError as error:
-        # Another file system, one without hard links, or a file that is not ours (fs.protected_hardlinks).
-        if error.errno not in (errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOTSUP, errno.ENOSYS):
-            raise
-        shutil.copyfile(source, target)
-
-
-def _settle_layout(folder: Path, wanted: Description, where: str) -> list[str]:
+def _settle_layout(folder: Path, expected: Description, where: str) -> list[str]:
     """Check the small files in `folder` against the recipe, and write what they leave open."""
     warnings = []
     if not (folder / "modules.json").is_file():
-        normalization = "normalization" if wanted.normalize else "no normalization"
-        warnings.append(f"{where}: has no modules.json; {wanted.pooling} pooling and {normalization} are the recipe's word")
-        _add_missing_layout(folder, wanted)
+        normalization = "normalization" if expected.normalize else "no normalization"
+        warnings.append(f"{where}: has no modules.json; {expected.pooling} pooling and {normalization} come from the recipe")
+        _add_missing_layout(folder, expected)
     try:
         found = describe(folder)
-    except BaseModelError as error:  # it names the staged copy, which is gone when the user reads of it
+    except BaseModelError as error:  # it names the staged copy, which is deleted
         raise BaseModelError(str(error).replace(str(folder), where)) from error
     except (AttributeError, TypeError, ValueError) as error:  # a stranger's JSON may hold any type anywhere
-        raise BaseModelError(f"{where}: its JSON files are not as transformers writes them ({error}); fetch the model anew") from error
-    problems = _contradictions(folder, wanted, found)
+        raise BaseModelError(f"{where}: its JSON files differ from what transformers writes ({error}); download the model again") from error
+    problems = _contradictions(folder, expected, found)
     if problems:
         raise BaseModelError(
-            f"{where}: contradicts the recipe: {'; '.join(problems)}; correct the recipe, or name the base it was written for"
+            f"{where}: contradicts the recipe: {'; '.join(problems)}; correct the recipe, or give the base it was written for"
         )
-    if found.max_tokens != wanted.max_tokens:
-        _edit_json(folder / "sentence_bert_config.json", {"max_seq_length": wanted.max_tokens})
-    if found.prompts != wanted.prompts:
-        _edit_json(folder / "config_sentence_transformers.json", {"prompts": wanted.prompts.model_dump()})
+    if found.max_tokens != expected.max_tokens:
+        _edit_json(folder / "sentence_bert_config.json", {"max_seq_length": expected.max_tokens})
+    if found.prompts != expected.prompts:
+        _edit_json(folder / "config_sentence_transformers.json", {"prompts": expected.prompts.model_dump()})
     lowercase = folder / "sentence_bert_config.json"
     if lowercase.is_file() and read_json(lowercase).get("do_lower_case"):
-        warnings.append(f"{where}: sentence_bert_config.json asks for lower case, which is left to tokenizer.json: check that it does it")
+        warnings.append(
+            f"{where}: sentence_bert_config.json asks for lower case, which only tokenizer.json decides: check that it lower-cases"
+        )
     for warning in warnings:
         logger.warning("%s", warning)
     return warnings
 
 
-def _add_missing_layout(folder: Path, wanted: Description) -> None:
-    """Write the layout files that are absent, from the recipe; those that are there still have their say."""
+def _add_missing_layout(folder: Path, expected: Description) -> None:
+    """Write the missing layout files from the recipe; existing ones still count."""
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        write_layout(Path(scratch), wanted)
+        write_layout(Path(scratch), expected)
         for path in sorted(Path(scratch).rglob("*.json")):
             target = folder / path.relative_to(scratch)
             if not target.exists():
@@ -218,26 +200,26 @@ def _add_missing_layout(folder: Path, wanted: Description) -> None:
                 path.rename(target)
 
 
-def _contradictions(folder: Path, wanted: Description, found: Description) -> list[str]:
-    """Every point where the checkpoint says otherwise than the recipe, with both words."""
+def _contradictions(folder: Path, expected: Description, found: Description) -> list[str]:
+    """Every contradiction between the checkpoint and the recipe, with both values."""
     problems = []
     for key, config_key in CONFIG_KEYS.items():
-        recipe_value, value = getattr(wanted.body, key), getattr(found.body, key)
+        recipe_value, value = getattr(expected.body, key), getattr(found.body, key)
         if recipe_value != value:
             problems.append(f"body.{key}: the recipe says {recipe_value}, config.json says {value} ({config_key})")
-    if wanted.pooling != found.pooling:
-        problems.append(f"pooling: the recipe says {wanted.pooling}, {_pooling_file(folder)} says {found.pooling}")
-    if wanted.normalize != found.normalize:
+    if expected.pooling != found.pooling:
+        problems.append(f"pooling: the recipe says {expected.pooling}, {_pooling_file(folder)} says {found.pooling}")
+    if expected.normalize != found.normalize:
         words = {True: "normalized", False: "not normalized"}
-        problems.append(f"normalize: the recipe says {words[wanted.normalize]}, modules.json says {words[found.normalize]}")
+        problems.append(f"normalize: the recipe says {words[expected.normalize]}, modules.json says {words[found.normalize]}")
     for side in ("query", "document"):
-        recipe_prompt, prompt = getattr(wanted.prompts, side), getattr(found.prompts, side)
-        # A checkpoint without prompts says nothing: many were uploaded before there was a place for them.
+        recipe_prompt, prompt = getattr(expected.prompts, side), getattr(found.prompts, side)
+        # A checkpoint without prompts says nothing: many are older than the file that holds them.
         if prompt and prompt != recipe_prompt:
             problems.append(f"prompts.{side}: the recipe says {recipe_prompt!r}, config_sentence_transformers.json says {prompt!r}")
-    if wanted.max_tokens > found.max_tokens:
+    if expected.max_tokens > found.max_tokens:
         source = "sentence_bert_config.json" if (folder / "sentence_bert_config.json").is_file() else "the position table in config.json"
-        problems.append(f"max_tokens: the recipe says {wanted.max_tokens}, {source} allows {found.max_tokens}")
+        problems.append(f"max_tokens: the recipe says {expected.max_tokens}, {source} allows {found.max_tokens}")
     return problems
 
 

@@ -1,8 +1,8 @@
 """A small synthetic tokenizer for random bases: it splits any text, and common shop words into one or two tokens.
 
-Real tokenizers come with their models, which a random base does without. This one has the model family's algorithm
-(WordPiece, or Unigram with byte fallback), special tokens and template, so that lengths and timings are like the real
-one's; its pieces are the words below, syllables, letters and bytes, and far fewer than the body's vocabulary has rows.
+A real tokenizer comes with its model. This one has the model family's algorithm (WordPiece, or Unigram with byte fallback), special tokens
+and template, so lengths and timings resemble the real one's. Its pieces are the words below, syllables, letters and bytes, far fewer than
+the rows of the body's vocabulary.
 """
 
 import itertools
@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from optbench.errors import BaseModelError
-from optbench.model.checkpoint import Body
+from optbench.model.body import Body
 
 __all__ = ["FORMAT", "write_tokenizer"]
 
 FORMAT = 1
-"""Raised whenever the same body would get other pieces or ids."""
+"""Incremented when the same body gets other pieces or ids."""
 
 WORDS = """
 the of and to in for with on at by from is are was be it this that or not no as an you your we our my me i he she they his her its
@@ -73,7 +73,7 @@ mesa silla cama hombre mujer niño agua cocina jardín
 ENDINGS = "s es ed er ers est ing ings ly y al able ful less ness ment tion sion ity ive ous ic ize ized proof wear ware ware's 's"
 VOWELS = "aeiou"
 CONSONANTS = "bcdfghjklmnpqrstvwxyz"
-# Printable ASCII, then the letters of Latin, Greek and Cyrillic scripts; whatever else comes is bytes or [UNK].
+# Printable ASCII, then Latin, Greek and Cyrillic letters; anything else becomes bytes or [UNK].
 LETTERS = [
     chr(code) for code in (*range(0x21, 0x7F), *range(0xA1, 0x180), *range(0x391, 0x3CA), *range(0x410, 0x460)) if chr(code).isprintable()
 ]
@@ -98,7 +98,7 @@ MPNET_SPECIALS = _Specials("<s>", "</s>", "<pad>", "[UNK]", "<mask>")
 
 
 def _syllables() -> Iterator[str]:
-    """Two letters, then three: enough that an unlisted word takes about a token for three letters."""
+    """Two letters, then three: an unlisted word takes about one token per three letters."""
     yield from map("".join, itertools.product(CONSONANTS, VOWELS))
     yield from map("".join, itertools.product(VOWELS, CONSONANTS))
     yield from map("".join, itertools.product(CONSONANTS, VOWELS, CONSONANTS))
@@ -140,7 +140,7 @@ def _scored_pieces() -> Iterator[tuple[str, float]]:
 
 
 def _order(specials: _Specials, pieces: Iterator[tuple[str, float]], body: Body) -> dict[str, float]:
-    """Pieces with their scores in the order of their ids: the pad token at the body's pad id, the other specials around it."""
+    """Pieces with their scores in the order of their ids: the pad token at the body's pad id, the other special tokens around it."""
     needed = len(specials.in_order) + 1
     if body.vocabulary < needed or body.pad_id >= body.vocabulary:
         raise BaseModelError(
@@ -157,7 +157,7 @@ def _order(specials: _Specials, pieces: Iterator[tuple[str, float]], body: Body)
         entry = next(supply, None)
         if entry is None:
             if len(ordered) > body.pad_id:
-                break  # the body's other rows stay without a piece
+                break  # the body's other rows have no piece
             entry = next(fillers)
         piece, score = entry
         ordered.setdefault(piece, score)

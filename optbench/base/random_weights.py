@@ -1,7 +1,7 @@
 """Random weights of a given body: true latency, meaningless accuracy.
 
-They exist so that a recipe can be run at full size where its base cannot be had. The file is written a block at a time,
-so its size (2.3 GB for a large multilingual body) never shows in memory.
+With them a recipe runs at full size where its base is out of reach. The file is written block by block, so a large body (2.3 GB for a
+multilingual one) is never in memory.
 """
 
 import json
@@ -16,15 +16,15 @@ from typing import Any, NamedTuple
 
 from optbench.machine.cpu import usable_threads
 from optbench.machine.progress import Progress
-from optbench.model.checkpoint import OPTIONAL_BODY_KEYS, Body
+from optbench.model.body import OPTIONAL_BODY_KEYS, Body
 from optbench.model.safetensors import METADATA, encode_header
 
 __all__ = ["FORMAT", "file_bytes", "write_config", "write_weights"]
 
 FORMAT = 1
-"""Raised whenever the same body and seed would give other bytes."""
+"""Incremented when the same body and seed give other bytes."""
 
-BLOCK_ITEMS = 1 << 20  # 4 MB of weights, some 14 MB with what makes them, per thread
+BLOCK_ITEMS = 1 << 20  # per thread 4 MB of weights, 14 MB with the buffers that make them
 LEVELS = 1 << 16
 MODEL_TYPES = {"BertModel": "bert", "XLMRobertaModel": "xlm-roberta", "RobertaModel": "roberta", "MPNetModel": "mpnet"}
 RELATIVE_BUCKETS = 32  # MPNetConfig's default
@@ -38,7 +38,7 @@ class _Tensor:
 
 
 class _Block(NamedTuple):
-    """A run of a tensor's items: which, how many, from what distribution (mean, deviation), and where in the file."""
+    """A block of a tensor's items: which, how many, from what distribution (mean, deviation), and where in the file."""
 
     tensor: int
     number: int
@@ -48,12 +48,12 @@ class _Block(NamedTuple):
 
 
 def _tensors(body: Body) -> dict[str, _Tensor]:
-    """Every parameter that the transformers class has, by name.
+    """Every parameter of the transformers class, by name.
 
-    Dense layers keep the variance of their input (deviation 1 / sqrt of the fan-in, 0.031 at a width of 1024), times a gain:
-    2 for queries and keys, and for what attention adds to the stream 0.3 at 24 layers, more where there are fewer. With gains
-    of 1, 24 layers make all tokens of a text the same vector (cosine 1.000, which hides a wrong pooling); with these it is
-    0.78, and between texts 0.77 (CLS) or 0.84 (mean). Norms vary a little, so that no fold of them is trivial.
+    Dense layers keep the variance of their input (deviation 1 / sqrt of the fan-in, 0.031 at a width of 1024), times a gain: 2 for queries
+    and keys, and 0.3 at 24 layers, more with fewer, for the attention output. With gains of 1, 24 layers make all tokens of a text the same
+    vector (cosine 1.000, which hides a wrong pooling); with these the cosine is 0.78, and between texts 0.77 (CLS) or 0.84 (mean). Norms
+    vary a little, so that folding them is not trivial.
     """
     hidden = body.hidden
     tensors: dict[str, _Tensor] = {}
@@ -67,7 +67,7 @@ def _tensors(body: Body) -> dict[str, _Tensor]:
         tensors[f"{name}.bias"] = _Tensor((hidden,), 0.0, 0.02)
 
     mpnet = body.architecture == "MPNetModel"
-    # Words outweigh positions and types, which all texts share: else every text starts from nearly the same place.
+    # Words outweigh positions and types, which all texts share: otherwise all texts start from nearly the same vectors.
     tensors["embeddings.word_embeddings.weight"] = _Tensor((body.vocabulary, hidden), 0.0, 0.05)
     tensors["embeddings.position_embeddings.weight"] = _Tensor((body.positions, hidden), 0.0, 0.02)
     if not mpnet:
@@ -77,9 +77,9 @@ def _tensors(body: Body) -> dict[str, _Tensor]:
         tensors["encoder.relative_attention_bias.weight"] = _Tensor((RELATIVE_BUCKETS, body.heads), 0.0, 0.5)
     projections = ("attn.q", "attn.k", "attn.v", "attn.o") if mpnet else ("self.query", "self.key", "self.value", "output.dense")
     attention_norm = "LayerNorm" if mpnet else "output.LayerNorm"
-    # All layers together add about as much whatever their number: a CLS vector differs between texts by nothing else.
+    # All layers together add about as much whatever their number: only this makes CLS vectors of texts differ.
     attention_gain = min(1.0, 0.3 * sqrt(24 / body.layers))
-    for index, (heads, feed_forward) in enumerate(zip(body.heads_by_layer, body.feed_forward_by_layer, strict=True)):
+    for index, (heads, feed_forward) in enumerate(body.sizes):
         layer, width = f"encoder.layer.{index}", heads * body.head_size
         for projection, gain in zip(projections[:3], (2.0, 2.0, 1.0), strict=True):
             add_dense(f"{layer}.attention.{projection}", width, hidden, gain)
@@ -88,7 +88,7 @@ def _tensors(body: Body) -> dict[str, _Tensor]:
         add_dense(f"{layer}.intermediate.dense", feed_forward, hidden)
         add_dense(f"{layer}.output.dense", hidden, feed_forward)
         add_norm(f"{layer}.output.LayerNorm")
-    # It feeds no embedding, but loaders report a checkpoint without it as incomplete.
+    # No embedding needs it, but loaders report a checkpoint without it as incomplete.
     add_dense("pooler.dense", hidden, hidden)
     return tensors
 
@@ -99,7 +99,7 @@ def _encode_header(tensors: Mapping[str, _Tensor], seed: int) -> bytes:
 
 
 def file_bytes(body: Body) -> int:
-    """The size of the file that `write_weights` writes, in bytes; the seed's digits aside."""
+    """The size of the file that `write_weights` writes, in bytes, but for the digits of the seed."""
     tensors = _tensors(body)
     return len(_encode_header(tensors, 0)) + 4 * sum(prod(tensor.shape) for tensor in tensors.values())
 
@@ -116,15 +116,9 @@ def _blocks(tensors: Mapping[str, _Tensor], offset: int) -> Iterator[_Block]:
 def write_weights(body: Body, seed: int, path: Path, progress: Progress) -> None:
     """Write seeded random weights as safetensors, fp32; the same body and seed give the same bytes.
 
-    Each block has a counter-based generator of its own (Philox, whose raw stream numpy guarantees: NEP 19), keyed by
-    seed, tensor and block, so threads may fill them in any order. 16 random bits pick one of 65,536 quantiles of the
-    normal distribution: a tenth of the time of drawing it, and no dependence on numpy's samplers.
-
-    Args:
-        body: the shape.
-        seed: 0 to 2^64 - 1.
-        path: the file; replaced if it is there.
-        progress: told the share of bytes written.
+    Each block has its own counter-based generator (Philox, whose raw stream numpy guarantees: NEP 19), keyed by seed, tensor and block, so
+    threads may fill blocks in any order. 16 random bits pick one of 65,536 quantiles of the normal distribution: ten times as fast as
+    sampling it, and independent of numpy's samplers. `seed` is 0 to 2^64 - 1; an existing file is replaced.
     """
     import numpy as np
 
@@ -145,7 +139,7 @@ def write_weights(body: Body, seed: int, path: Path, progress: Progress) -> None
             key = np.array([seed, (block.tensor << 32) + block.number], dtype=np.uint64)
             choice = np.random.Philox(key=key).random_raw(-(-block.items // 4)).view("<u2")[: block.items]
             values = np.empty(block.items, dtype="<f4")
-            # "clip" makes take write straight into `values`; no index is out of range.
+            # "clip" makes take write directly into `values`; no index is out of range.
             np.take(levels[block.spread], choice, out=values, mode="clip")
             view, offset = values.data.cast("B"), block.offset
             while view:
@@ -165,13 +159,7 @@ def write_weights(body: Body, seed: int, path: Path, progress: Progress) -> None
 
 
 def write_config(body: Body, special_ids: Mapping[str, int], path: Path) -> None:
-    """Write the `config.json` that transformers builds `body` from.
-
-    Args:
-        body: the shape.
-        special_ids: ids of `begin` and `end`, from the tokenizer.
-        path: the file.
-    """
+    """Write the `config.json` that transformers builds `body` from, with the tokenizer's ids of `begin` and `end`."""
     config: dict[str, Any] = {
         "architectures": [body.architecture],
         "model_type": MODEL_TYPES[body.architecture],

@@ -17,14 +17,14 @@ FORMS = "hub:ORG/NAME, hub:ORG/NAME@REVISION, path:DIR, package:DISTRIBUTION, pa
 
 @dataclass(frozen=True)
 class HubSource:
-    """A model on a Hugging Face hub; the default branch where `revision` is None."""
+    """A model on a Hugging Face hub; `revision` None is the default branch."""
 
     repository: str
     revision: str | None = None
 
     @property
     def is_pinned(self) -> bool:
-        """Whether the revision is a whole commit hash, and so always the same bytes."""
+        """Whether the revision is a full commit hash, and so always gives the same bytes."""
         return self.revision is not None and COMMIT.fullmatch(self.revision) is not None
 
     def __str__(self) -> str:
@@ -43,7 +43,7 @@ class PathSource:
 
 @dataclass(frozen=True)
 class PackageSource:
-    """A checkpoint folder inside an installed Python distribution; the only one it has where `folder` is empty."""
+    """A checkpoint folder inside an installed Python distribution; its only one where `folder` is empty."""
 
     distribution: str
     folder: str = ""
@@ -67,7 +67,7 @@ def parse_source(text: str) -> Source:
     """Read a source.
 
     Raises:
-        ValueError: none of the forms, or a name that is not one; says what is wanted.
+        ValueError: none of the forms, or an invalid name; says what is expected.
     """
     if text == "random":
         return RandomSource()
@@ -89,7 +89,7 @@ def _parse_hub(text: str, rest: str) -> HubSource:
     repository, at, revision = rest.partition("@")
     plain = REPOSITORY.fullmatch(repository) and not any(pair in repository for pair in ("--", ".."))
     if not plain or len(repository) > REPOSITORY_LENGTH_MAX or repository.endswith((".git", ".", "-")):
-        raise ValueError(f"{text!r} names no model of a hub; write hub:ORG/NAME as the model's page shows it")
+        raise ValueError(f"{text!r} names no model of a hub; write hub:ORG/NAME as on the model's page")
     if at:
         check_revision(revision)
     return HubSource(repository, revision if at else None)
@@ -99,7 +99,7 @@ def check_revision(revision: str) -> str:
     """Refuse what cannot be a branch, tag or commit.
 
     Raises:
-        ValueError: says what is wanted.
+        ValueError: says what is expected.
     """
     if not REVISION.fullmatch(revision) or ".." in revision or "//" in revision or revision.endswith(("/", ".")):
         raise ValueError(f"{revision!r} is not a revision; write the 40 digits of a commit, or a branch or tag")

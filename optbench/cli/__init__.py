@@ -1,54 +1,54 @@
 """The command line.
 
-In: arguments. Out: tables on stdout, progress on stderr, an exit status. One file a group of commands; no command holds logic of its own.
+What for: the `optbench` command; `COMMANDS` registers one function a command, and the files group them by what they work on.
+In: arguments. Out: tables on stdout, progress and errors on stderr, an exit status.
 """
 
 import logging
+import os
 import sys
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.logging import RichHandler
 
 import optbench
-from optbench.cli import init as starting
-from optbench.cli import measuring, recipes, records, reporting, shipping
-from optbench.cli.options import ERROR_STATUS
-from optbench.cli.terminal import OutputClosed, print_error, print_text
+from optbench.cli import artifacts, init, measure, recipes, records, report
+from optbench.cli.terminal import OutputClosed, WarningHandler, print_error, print_text
 from optbench.errors import OptbenchError
+from optbench.machine.extras import missing_extra
 
 __all__ = ["app", "main"]
 
 # In the order that --help lists them.
 COMMANDS = (
-    starting.init,
+    init.init,
     recipes.check,
     recipes.schema,
     recipes.plan,
     recipes.apply,
-    reporting.report,
+    report.report,
     records.compare,
     records.gate,
-    measuring.measure,
-    measuring.stability,
-    measuring.scenarios,
-    measuring.probe,
-    shipping.verify,
-    shipping.extend,
-    shipping.publish,
-    shipping.pull,
+    measure.measure,
+    measure.stability,
+    measure.scenarios,
+    measure.probe,
+    artifacts.verify,
+    artifacts.extend,
+    artifacts.publish,
+    artifacts.pull,
 )
 
-# A shell's status of a program that SIGPIPE ended. It is not 0: the verdict may not have been reached.
+ERROR_STATUS = 2
+# What a shell reports for a program that SIGPIPE ended. Not 0: the command may not have reached its verdict.
 OUTPUT_CLOSED_STATUS = 141
-EXIT_STATUS = "Exit status: 0 done or pass, 1 fail, 2 error, 3 inconclusive, 130 stopped by Ctrl-C."
+EXIT_STATUS = "Exit status: 0 success or pass, 1 fail, 2 error, 3 inconclusive, 130 interrupted."
 
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    help="Make a text-embedding encoder fast on CPUs, and prove it.",
+    help="Make text-embedding encoders fast on CPUs, with proof that their accuracy holds.",
     epilog=EXIT_STATUS,
 )
 
@@ -57,7 +57,7 @@ for command in COMMANDS:
 
 
 @app.callback(invoke_without_command=True)
-def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
     if version:
         print_text(optbench.__version__)
         raise typer.Exit
@@ -65,12 +65,31 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 def main() -> None:
     """Run the command line and exit with its status."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=Console(stderr=True), show_path=False)])
+    # Otherwise pydantic searches every installed distribution for plugins, which takes a tenth of the start-up time.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
+    logging.basicConfig(level=logging.WARNING, handlers=[WarningHandler()])
     try:
-        try:
-            app()
-        except OptbenchError as error:
-            print_error(error, as_json="--json" in sys.argv)
-            sys.exit(ERROR_STATUS)
+        app()
+    except SystemExit as stopped:
+        # Click exits with 1, the status of a failed verdict, on a closed pipe and on an EOFError.
+        reason = stopped.__context__
+        if isinstance(reason, BrokenPipeError):
+            sys.exit(OUTPUT_CLOSED_STATUS)
+        if isinstance(reason, typer.Abort):
+            sys.exit(_report(reason.__cause__ or reason))
+        raise
+    except Exception as error:
+        sys.exit(_report(error))
+
+
+def _report(error: BaseException) -> int:
+    """Print an error and return the exit status."""
+    if isinstance(error, ModuleNotFoundError):
+        error = missing_extra(error, "this command") or error
+    try:
+        if not isinstance(error, OutputClosed):
+            print_error(error, as_json="--json" in sys.argv, is_bug=not isinstance(error, OptbenchError))
+            return ERROR_STATUS
     except OutputClosed:
-        sys.exit(OUTPUT_CLOSED_STATUS)
+        pass
+    return OUTPUT_CLOSED_STATUS

@@ -1,4 +1,4 @@
-"""The command that begins: init."""
+"""The command that starts a recipe: init."""
 
 from pathlib import Path
 from typing import Annotated
@@ -13,16 +13,19 @@ __all__ = ["init"]
 
 
 def init(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model's folder, hub:ORG/NAME[@REVISION] or package:DISTRIBUTION.")],
-    output: Annotated[Path | None, typer.Option("--output", help="The recipe file; NAME.yaml in this folder when left out.")] = None,
-    name: Annotated[str | None, typer.Option("--name", help="The recipe's name; the model's own when left out.")] = None,
-    pooling: Annotated[Pooling | None, typer.Option("--pooling", help="Where the model has no modules.json that says it.")] = None,
-    normalize: Annotated[bool | None, typer.Option("--normalize/--no-normalize", help="Likewise.")] = None,
-    license_id: Annotated[str | None, typer.Option("--license", help="SPDX; what the model states when left out.")] = None,
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model folder, hub:ORG/NAME[@REVISION] or package:DISTRIBUTION.")],
+    output: Annotated[Path | None, typer.Option("--output", help="The recipe file. Default: NAME.yaml in the current folder.")] = None,
+    name: Annotated[str | None, typer.Option("--name", help="The recipe's name. Default: derived from the model's.")] = None,
+    pooling: Annotated[Pooling | None, typer.Option("--pooling", help="The pooling, if the model has no modules.json.")] = None,
+    normalize: Annotated[
+        bool | None, typer.Option("--normalize/--no-normalize", help="Whether to normalize, if the model has no modules.json.")
+    ] = None,
+    license_id: Annotated[str | None, typer.Option("--license", help="An SPDX identifier. Default: the license the model states.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Write a starter recipe for a model, by reading its config, pooling, prompts and license. Overwrites nothing."""
-    from optbench.recipe.starter import NOT_STATED, read_model, write_recipe
+    """Write a starter recipe from a model's config, pooling, prompts and license. Never overwrites a file."""
+    from optbench.base.license import NOT_STATED
+    from optbench.recipe.starter import read_model, write_recipe
 
     with watching() as watch:
         watch.begin("model")
@@ -34,4 +37,4 @@ def init(
     else:
         print_line(f"{path}: run optbench apply {path}")
     if found.license == NOT_STATED:
-        print_warnings([f"{found.source} states no license: write its SPDX identifier into {path} before anything is published"])
+        print_warnings([f"{found.source} states no license: write its SPDX identifier into {path} before publishing"])

@@ -1,19 +1,20 @@
-"""The options that several commands take."""
+"""Options that several commands share."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from optbench.artifact.folder import Weights
+from optbench.artifact.manifest import Weights
 from optbench.machine.cpu import Isa
+from optbench.machine.frozen import Frozen
 
 if TYPE_CHECKING:
-    from optbench.run.apply import Options
-    from optbench.run.plan import Cache
+    from optbench.run.cache import Cache
+    from optbench.tasks import Task
 
 __all__ = [
-    "ERROR_STATUS",
+    "ArtifactPath",
     "BaseOption",
     "CacheFolder",
     "FromOption",
@@ -24,54 +25,70 @@ __all__ = [
     "TaskOption",
     "WeightsOption",
     "cache_at",
-    "run_options",
+    "parse_tasks",
+    "validated",
 ]
 
-ERROR_STATUS = 2
+Model = TypeVar("Model", bound=Frozen)
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")]
-RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of one that optbench ships: minilm-l6.")]
+ArtifactPath = Annotated[Path, typer.Argument(metavar="ARTIFACT", help="An artifact folder.")]
+RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a bundled recipe such as minilm-l6.")]
 CacheFolder = Annotated[
     Path | None,
-    typer.Option("--cache", envvar="OPTBENCH_CACHE", help="Where finished work is kept; the user's cache folder when left out."),
+    typer.Option("--cache", envvar="OPTBENCH_CACHE", help="Where finished work is kept. Default: the user's cache folder."),
 ]
-Output = Annotated[Path, typer.Option("--output", help="The folder that gets one folder a recipe.")]
-WeightsOption = Annotated[Weights, typer.Option("--weights", help="random: the true latency of the body without its weights, or a hub.")]
+Output = Annotated[Path, typer.Option("--output", help="The folder that holds one folder per recipe.")]
+WeightsOption = Annotated[
+    Weights, typer.Option("--weights", help="random measures the true latency of the architecture without downloading its weights.")
+]
 BaseOption = Annotated[
-    str | None, typer.Option("--base", help="Run another model of the same body: path:DIR, hub:ORG/NAME@REVISION or package:NAME.")
+    str | None,
+    typer.Option(
+        "--base", help="Use another model of the same architecture and size: path:DIR, hub:ORG/NAME@REVISION or package:DISTRIBUTION."
+    ),
 ]
 TaskOption = Annotated[
     list[str] | None,
     typer.Option(
-        "--task", help="A further accuracy task: a BEIR folder, XQuAD-R .json, STS .csv, a folder of either, mteb:NAME. Repeatable."
+        "--task",
+        help="Measure accuracy on another task: a BEIR folder, an XQuAD-R .json, an STS .csv, a folder of such files, or mteb:NAME. "
+        "Repeatable.",
     ),
 ]
-IsaOption = Annotated[Isa | None, typer.Option("--isa", help="Measure as a CPU with this instruction set would run it.")]
-FromOption = Annotated[str | None, typer.Option("--from", help="Make this step and those after it again: a name, or a number from 0.")]
+IsaOption = Annotated[Isa | None, typer.Option("--isa", help="Measure as a CPU with only this instruction set.")]
+FromOption = Annotated[
+    str | None, typer.Option("--from", help="Run this step and all later ones even if cached: a step's name, or its number from 0.")
+]
 
 
 def cache_at(folder: Path | None) -> "Cache":
-    """The cache in that folder; the user's own when left out."""
+    """The cache in a folder; the user's own by default."""
     import platformdirs
 
-    from optbench.run.plan import Cache
+    from optbench.run.cache import Cache
 
     return Cache((folder or Path(platformdirs.user_cache_dir("optbench"))).absolute())
 
 
-def run_options(
-    cache: Path | None, output: Path, weights: Weights, base: str | None, tasks: list[str] | None, isa: Isa | None, from_step: str | None
-) -> "Options":
-    """A run's options from those of the command line."""
-    from optbench.run.apply import Options
+def validated(kind: "type[Model]", **options: Any) -> "Model":
+    """Options as the part of a recipe that holds the same keys and checks their ranges.
+
+    Raises:
+        typer.BadParameter: names the first option that is out of range.
+    """
+    from pydantic import ValidationError
+
+    try:
+        return kind(**options)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        option = str(first["loc"][0]).replace("_", "-")
+        raise typer.BadParameter(f"{first['input']}: {first['msg']}", param_hint=f"--{option}") from error
+
+
+def parse_tasks(tasks: list[str] | None) -> "tuple[Task, ...]":
+    """The tasks of `--task`."""
     from optbench.tasks import parse_task
 
-    return Options(
-        cache=cache_at(cache),
-        output=output,
-        weights=weights,
-        base=base,
-        tasks=tuple(parse_task(task) for task in tasks or []),
-        isa=isa,
-        from_step=from_step,
-    )
+    return tuple(parse_task(task) for task in tasks or [])

@@ -2,13 +2,11 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
 from optbench.cli.options import (
-    ERROR_STATUS,
     BaseOption,
     CacheFolder,
     FromOption,
@@ -18,16 +16,21 @@ from optbench.cli.options import (
     RecipePath,
     TaskOption,
     WeightsOption,
-    run_options,
+    cache_at,
+    parse_tasks,
 )
-from optbench.cli.terminal import counted, print_json, print_line, print_tables, print_text, print_warnings, watching
+from optbench.cli.terminal import counted, print_json, print_line, print_stderr, print_tables, print_text, print_warnings, watching
 from optbench.errors import RecipeError
+
+if TYPE_CHECKING:
+    from optbench.recipe.schema import Recipe
+    from optbench.run.plan import Plan
 
 __all__ = ["apply", "check", "plan", "schema"]
 
 
 def check(recipes: Annotated[list[Path], typer.Argument(metavar="RECIPE...", help="Recipe files.")], as_json: Json = False) -> None:
-    """Check recipes: every problem with file, line, key and cure. Loads nothing heavy."""
+    """Check recipes and report every problem with its file, line, key and fix."""
     from optbench.recipe.load import load_recipe
 
     results: list[dict[str, Any]] = []
@@ -42,18 +45,18 @@ def check(recipes: Annotated[list[Path], typer.Argument(metavar="RECIPE...", hel
         print_json("check", recipes=results)
     for result in [] if as_json else results:
         if result["problems"]:
-            Console(stderr=True).print("\n".join(result["problems"]), markup=False, highlight=False, soft_wrap=True)
+            print_stderr("\n".join(result["problems"]))
         else:
             print_line(f"{result['path']}: ok, {counted(result['steps'], 'step')}")
     if any(result["problems"] for result in results):
-        raise typer.Exit(ERROR_STATUS)
+        raise typer.Exit(2)
 
 
 def schema(
     as_json: Json = False,
-    markdown: Annotated[bool, typer.Option("--markdown", help="Print the recipe reference instead, as docs/recipe.md holds it.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the recipe reference, docs/recipe.md, instead.")] = False,
 ) -> None:
-    """Print the JSON schema of recipes, for editors."""
+    """Print the JSON schema of recipes, for editors that validate and complete YAML."""
     from optbench.recipe.reference import render_reference
     from optbench.recipe.schema import recipe_schema
 
@@ -71,48 +74,42 @@ def plan(
     base: BaseOption = None,
     from_step: FromOption = None,
     measure: Annotated[
-        bool, typer.Option("--measure", help="Time the body's layers on this machine first (minutes, once), to foresee a pruned body's ms.")
+        bool, typer.Option("--measure", help="First time the model's layers on this machine (minutes, once) to predict the pruned latency.")
     ] = False,
     cache: CacheFolder = None,
     as_json: Json = False,
 ) -> None:
-    """Show which steps would run, which are cached, and the milliseconds that pruning is to reach. Runs no step."""
+    """Show which steps would run, which are cached, and the predicted latency after pruning. Runs no step."""
     from optbench.recipe.load import load_recipe
     from optbench.run import apply as runner
+    from optbench.run.plan import Options
 
     loaded = load_recipe(recipe)
-    options = run_options(cache, Path("exported"), weights, base, None, None, from_step)
+    options = Options(cache=cache_at(cache), weights=weights, base=base, from_step=from_step)
     if measure:
         with watching() as watch:
             runner.time_layers(loaded, options, watch)
-    _show_plan("plan", runner.plan(loaded, options).model_dump(mode="json"), as_json)
+    _show_plan("plan", loaded, runner.plan(loaded, options), as_json)
 
 
-def _show_plan(command: str, document: dict[str, Any], as_json: bool) -> None:
+def _show_plan(command: str, recipe: "Recipe", planned: "Plan", as_json: bool) -> None:
     from optbench.report.table import Table
+    from optbench.steps.base import LayerLatencies
 
     if as_json:
-        print_json(command, plan=document)
+        print_json(command, plan=planned.model_dump(mode="json"))
         return
-    names = {-1: "baseline export"}
-    rows = [["base", document["base"], "", "checkpoint", document["base_state"]]]
-    rows += [
-        [names.get(step["index"], str(step["index"])), step["step"], step["takes"], step["gives"], step["state"]]
-        for step in document["steps"]
-    ]
-    note = f"At most {document['missing_bytes'] / 1e9:.1f} GB of disk for what is not cached."
-    for step in document["steps"]:
-        if step["step"] == "prune_structured":
-            note += f"\n{_foreseen(step)}"
-    print_tables([Table(f"Plan of {document['recipe']}", ["step", "what", "takes", "gives", "state"], rows, note)])
-
-
-def _foreseen(step: dict[str, Any]) -> str:
-    """What a plan says of a pruned body's latency."""
-    if step["predicted_ms"] is None:
-        return "Milliseconds of the pruned body: unknown until its layers are timed here, by apply or by plan --measure."
-    pairs = [f"{whole:.3g} -> {step['predicted_ms'][length]:.3g} at {length}" for length, whole in step["whole_ms"].items()]
-    return f"Foreseen ms by tokens, whole -> pruned evenly to the budget: {', '.join(pairs)}."
+    rows = [["base", planned.base, "", "checkpoint", planned.base_state]]
+    notes = [f"Steps that are not cached need at most {planned.missing_bytes / 1e9:.1f} GB of disk."]
+    for step in planned.steps:
+        place = "baseline export" if step.index == -1 else str(step.index)
+        rows.append([place, step.step, step.takes, step.gives, step.state])
+        if step.predicted_ms and step.whole_ms:
+            pairs = [f"{step.whole_ms[length]:.3g} -> {after:.3g} at {length}" for length, after in step.predicted_ms.items()]
+            notes.append(f"Predicted latency in ms by tokens, before -> after pruning every layer alike: {', '.join(pairs)}.")
+        elif step.index >= 0 and any(isinstance(need, LayerLatencies) for need in recipe.steps[step.index].inputs()):
+            notes.append("Latency of the pruned model: unknown until its layers are timed on this machine, by apply or by plan --measure.")
+    print_tables([Table(f"Plan of {planned.recipe}", ["step", "name", "takes", "gives", "state"], rows, "\n".join(notes))])
 
 
 def apply(
@@ -122,24 +119,34 @@ def apply(
     task: TaskOption = None,
     isa: IsaOption = None,
     from_step: FromOption = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and exit.")] = False,
     output: Output = Path("exported"),
     cache: CacheFolder = None,
     as_json: Json = False,
 ) -> None:
-    """Run a recipe: steps, measurements, verdict, and the artifact with its evidence under exported/."""
+    """Run a recipe: its steps, the measurements and the verdict; write the artifact with its records and card to exported/."""
     from optbench.recipe.load import load_recipe
     from optbench.report.accuracy import accuracy_table, query_side_table
+    from optbench.report.card import render_card
     from optbench.report.table import latency_table, serving_table, tradeoff_table, verdict_table
     from optbench.run import apply as runner
+    from optbench.run.plan import Options
 
     loaded = load_recipe(recipe)
-    options = run_options(cache, output, weights, base, task, isa, from_step)
+    options = Options(
+        cache=cache_at(cache),
+        output=output,
+        weights=weights,
+        base=base,
+        tasks=parse_tasks(task),
+        isa=isa,
+        from_step=from_step,
+    )
     if dry_run:
-        _show_plan("apply", runner.plan(loaded, options).model_dump(mode="json"), as_json)
+        _show_plan("apply", loaded, runner.plan(loaded, options), as_json)
         return
     with watching() as watch:
-        applied = runner.apply(loaded, options, watch)
+        applied = runner.apply(loaded, options, render_card, watch)
     record, verdict = applied.record, applied.verdict
     if as_json:
         path = applied.folder / "records" / record.file_name

@@ -1,104 +1,125 @@
-"""What the command line puts on the terminal: progress and warnings on stderr, tables and JSON on stdout."""
+"""What the command line prints: tables and JSON on stdout; progress, warnings and errors on stderr."""
 
 import json
+import logging
 import os
 import sys
+import tempfile
 import time
+import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from optbench.report.text import printable
 
 if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress, TaskID
+
     from optbench.report.table import Table
 
 __all__ = [
     "OutputClosed",
+    "WarningHandler",
     "Watch",
     "counted",
     "print_error",
     "print_heading",
     "print_json",
     "print_line",
+    "print_stderr",
     "print_tables",
     "print_text",
     "print_warnings",
     "watching",
 ]
 
-# The form of every --json document, as docs/json.md has it; raised when a key changes its meaning or goes.
+# The form of every --json document, described in docs/json.md; raised when a key changes its meaning or is removed.
 JSON_SCHEMA_VERSION = 1
 
 
-class OutputClosed(Exception):  # noqa: N818  # nobody's error
-    """Whoever reads stdout has stopped before all was written, as `head` does: there is no more to do."""
+class OutputClosed(Exception):  # noqa: N818  # not an error
+    """The reader of stdout stopped before everything was written, as `head` does: the command ends quietly."""
 
 
-class _Stdout(Console):
-    def on_broken_pipe(self) -> None:
-        # rich would end the process with the status of a failed verdict.
-        raise BrokenPipeError
+class WarningHandler(logging.Handler):
+    """Prints log records as warnings."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print the record's message."""
+        print_warnings([record.getMessage()])
 
 
 class Watch:
-    """Progress on stderr: a live line on a terminal, one plain line a finished stage elsewhere."""
+    """Progress on stderr: a live line on a terminal, otherwise one line per finished stage."""
 
-    def __init__(self, progress: Progress, console: Console) -> None:
-        self._progress, self._console = progress, console
+    def __init__(self, progress: "Progress | None" = None) -> None:
+        self._progress = progress
         self._task: TaskID | None = None
         self._label, self._start = "", 0.0
 
     def begin(self, label: str) -> None:
         """Show that a stage has begun."""
         self._label, self._start = label, time.monotonic()
-        self._task = self._progress.add_task(label, total=None, message="")
+        if self._progress is not None:
+            self._task = self._progress.add_task(label, total=None, message="")
 
     def update(self, message: str, share: float | None) -> None:
-        """Show how far it is."""
-        if self._task is not None:
+        """Show how far the stage is."""
+        if self._progress is not None and self._task is not None:
             self._progress.update(self._task, message=message, total=1.0 if share is not None else None, completed=share or 0.0)
 
     def end(self, outcome: str) -> None:
-        """Leave a line that says what it took."""
-        if self._task is not None:
+        """Print the stage, its seconds and its outcome."""
+        if self._progress is not None and self._task is not None:
             self._progress.remove_task(self._task)
             self._task = None
-        self._console.print(
-            f"{time.monotonic() - self._start:7.1f} s  {self._label}: {outcome}", markup=False, highlight=False, soft_wrap=True
-        )
+        print_stderr(f"{time.monotonic() - self._start:7.1f} s  {self._label}: {outcome}")
 
 
 @contextmanager
 def watching() -> Iterator[Watch]:
-    """Show progress while the work inside lasts, and a last word on Ctrl-C."""
-    console = Console(stderr=True)
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(20), TextColumn("{task.fields[message]}"), TimeElapsedColumn())
+    """Show progress during the `with` block, and explain on Ctrl-C that finished work is kept."""
     try:
-        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-            yield Watch(progress, console)
+        if not sys.stderr.isatty():
+            yield Watch()
+            return
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+        message = TextColumn("{task.fields[message]}", markup=False)
+        columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(20), message, TimeElapsedColumn())
+        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+            yield Watch(progress)
     except KeyboardInterrupt:
-        console.print("stopped; what had finished is kept, and the next run goes on from there", markup=False, highlight=False)
+        print_stderr("interrupted; finished work is kept, and the next run resumes from it")
         raise
 
 
 @contextmanager
-def _stdout() -> Iterator[Console]:
-    """Stdout, flushed at the end, since what waits until the interpreter ends fails there where nothing can catch it.
-
-    Raises:
-        OutputClosed: from all that writes to it.
-    """
+def _closable_stdout() -> Iterator[None]:
+    """Flush stdout at the end, since a pipe that breaks when the interpreter exits can no longer be caught."""
     try:
-        yield _Stdout()
+        yield
         sys.stdout.flush()
     except BrokenPipeError:
-        # What is still in the buffer is written once more at the end: to nowhere.
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
-        os.close(nowhere)
+        # Python flushes the rest of the buffer at exit: let it go to /dev/null.
+        devnull = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(devnull, sys.stdout.fileno())
+        os.close(devnull)
         raise OutputClosed from None
+
+
+def _console() -> "Console":
+    from rich.console import Console
+
+    class Stdout(Console):
+        def on_broken_pipe(self) -> None:
+            # rich would exit with 1, the status of a failed verdict.
+            raise BrokenPipeError
+
+    return Stdout()
 
 
 def counted(number: int, noun: str) -> str:
@@ -107,52 +128,65 @@ def counted(number: int, noun: str) -> str:
 
 
 def print_text(text: str) -> None:
-    """Print a text as it is."""
-    with _stdout():
+    """Print text unchanged on stdout."""
+    with _closable_stdout():
         print(text)  # noqa: T201
 
 
+def print_line(text: str) -> None:
+    """Print text on stdout without control characters."""
+    print_text(printable(text))
+
+
+def print_stderr(text: str) -> None:
+    """Print text on stderr without control characters."""
+    with suppress(BrokenPipeError):
+        print(printable(text), file=sys.stderr)  # noqa: T201
+
+
 def print_json(command: str, **document: Any) -> None:
-    """Print a command's one JSON document."""
+    """Print a command's JSON document."""
     print_text(json.dumps({"schema_version": JSON_SCHEMA_VERSION, "command": command, **document}, indent=2))
 
 
-def print_error(error: Exception, *, as_json: bool) -> None:
-    """Print an error on stderr, and with --json also as the document."""
-    from optbench.report.text import printable
-
-    Console(stderr=True).print(f"error: {printable(str(error))}", markup=False, highlight=False, soft_wrap=True)
+def print_error(error: BaseException, *, as_json: bool, is_bug: bool = False) -> None:
+    """Print an error as one line on stderr, and with `as_json` also as a JSON document; the traceback of a bug goes to a file."""
+    message = _bug_message(error) if is_bug else str(error)
+    print_stderr(f"error: {message}")
     if as_json:
-        print_json("error", error={"type": type(error).__name__, "message": str(error)})
+        print_json("error", error={"type": type(error).__name__, "message": message})
+
+
+def _bug_message(error: BaseException) -> str:
+    """Write the traceback to a file; the message names it."""
+    lines = "".join(traceback.format_exception(error))
+    about = f"this is a bug in optbench: {' '.join(f'{type(error).__name__}: {error}'.splitlines()[:1])}"
+    try:
+        with tempfile.NamedTemporaryFile("w", prefix="optbench-bug-", suffix=".txt", delete=False, encoding="utf-8") as file:
+            file.write(f"{sys.argv}\n\n{lines}")
+    except OSError:
+        return f"{about}; please report it with this traceback:\n{lines}"
+    return f"{about}; please report it with the traceback in {file.name}"
 
 
 def print_tables(tables: Sequence["Table | None"]) -> None:
-    """Print the tables that have rows, each figure whole however narrow the terminal."""
+    """Print the tables that have rows; a figure is never broken over two lines."""
     from optbench.report.fitted import to_rich
 
-    with _stdout() as console:
+    with _closable_stdout():
+        console = _console()
         for table in tables:
             if table is not None and table.rows:
                 console.print(*to_rich(table, console.width), "", sep="\n")
 
 
-def print_line(text: str) -> None:
-    """Print one line on stdout, whatever its length."""
-    from optbench.report.text import printable
-
-    with _stdout() as console:
-        console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
-
-
 def print_heading(text: str) -> None:
-    """Print a line over what follows, on stdout."""
-    with _stdout() as console:
-        console.rule(text)
+    """Print a heading between rules on stdout."""
+    with _closable_stdout():
+        _console().rule(printable(text))
 
 
 def print_warnings(warnings: Sequence[str]) -> None:
-    """Print warnings, one a line."""
-    from optbench.report.text import printable
-
+    """Print warnings on stderr, one per line."""
     for warning in warnings:
-        Console(stderr=True).print(f"warning: {printable(warning)}", markup=False, highlight=False, soft_wrap=True)
+        print_stderr(f"warning: {warning}")

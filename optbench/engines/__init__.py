@@ -1,10 +1,15 @@
-"""Engines: each opens an artifact and embeds token ids. The union below is the registry."""
+"""Engines: the runtimes that execute an artifact.
+
+In: an artifact and an engine's options. Out: a `Session`, which turns token ids into embeddings.
+
+The union `Engine` is the registry.
+"""
 
 from typing import Annotated
 
 from pydantic import Field
 
-from optbench.artifact.folder import Kind
+from optbench.artifact.manifest import Kind
 from optbench.engines.base import BaseEngine, Session
 from optbench.engines.onnxruntime import OnnxRuntime
 from optbench.engines.openvino import OpenVino
@@ -16,7 +21,7 @@ Engine = Annotated[OnnxRuntime | OpenVino | Torch, Field(discriminator="engine")
 
 
 def default_engine(kind: Kind) -> Engine:
-    """The engine made for a kind of artifact, with its default options."""
+    """The native engine for a kind of artifact, with default options."""
     defaults: dict[Kind, type[OnnxRuntime | OpenVino | Torch]] = {
         Kind.CHECKPOINT: Torch,
         Kind.ONNX: OnnxRuntime,

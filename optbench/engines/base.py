@@ -1,16 +1,19 @@
-"""What an engine is: options that open an artifact, and a session that embeds."""
+"""The base classes: an engine is a set of options that opens an artifact; a session is an open model."""
 
 from abc import ABC, abstractmethod
-from typing import Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 
-from optbench.artifact.folder import Artifact, Kind
+from optbench.artifact.folder import Artifact
+from optbench.artifact.manifest import Kind
 from optbench.errors import EngineError
 from optbench.machine.cpu import Isa
 from optbench.machine.frozen import Frozen
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 __all__ = ["BaseEngine", "Session", "Threads"]
 
@@ -18,23 +21,20 @@ Threads = Annotated[int, Field(ge=1, le=1024)]
 
 
 class Session(ABC):
-    """An opened model. Not thread-safe unless the engine says so."""
+    """An open model. Not thread-safe unless the engine says so."""
 
     @abstractmethod
-    def embed(self, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Embed a batch.
+    def embed(self, input_ids: "NDArray[np.int64]", attention_mask: "NDArray[np.int64]") -> "NDArray[np.float32]":
+        """Embed a batch; returns (batch, dimension), pooled, and normalized if the model normalizes.
 
         Args:
             input_ids: (batch, tokens), batch and tokens at least 1.
-            attention_mask: (batch, tokens), 1 for a token, 0 for padding; at least one 1 a row.
-
-        Returns:
-            (batch, dimension), pooled, and normalized if the model normalizes.
+            attention_mask: (batch, tokens), 1 for a token, 0 for padding; at least one 1 per row.
         """
 
     @abstractmethod
     def close(self) -> None:
-        """Free the model's memory. Calling it twice is harmless."""
+        """Free the model's memory. May be called more than once."""
 
 
 class BaseEngine(Frozen, ABC):
@@ -42,31 +42,34 @@ class BaseEngine(Frozen, ABC):
 
     opens: ClassVar[frozenset[Kind]]
 
-    threads: Threads | None = Field(default=None, description="Intra-op threads; what affinity and cgroup quota allow when left out.")
+    threads: Threads | None = Field(
+        default=None, description="Intra-op threads. Default: what the CPU affinity and the cgroup quota allow."
+    )
 
     @abstractmethod
     def open(self, artifact: Artifact) -> Session:
         """Load an artifact.
 
         Raises:
-            EngineError: the artifact is of another kind, or the engine refuses it; the engine's own words are in the message.
+            EngineError: the engine cannot open this kind of artifact, its library refuses this one (the message quotes the library), its
+                inputs and outputs are not those of `engines.contract`, or this machine cannot honor an option.
         """
 
     @property
     @abstractmethod
     def precision(self) -> str:
-        """The arithmetic this engine is asked for, for tables: `fp32`, `bf16`."""
+        """The requested floating-point precision, as tables show it: `fp32`, `bf16`."""
 
     @abstractmethod
-    def environment(self, isa: Isa) -> dict[str, str]:
-        """The variables under which a fresh process runs this engine as a CPU with `isa` would.
+    def isa_variables(self, isa: Isa) -> dict[str, str]:
+        """The environment variables that limit this engine to `isa` in a new process.
 
         Raises:
-            EngineError: the engine has no such switch, or this CPU lacks the set.
+            EngineError: the engine has no such switch, or this CPU lacks the instruction set.
         """
 
     def check_opens(self, artifact: Artifact) -> None:
-        """Refuse an artifact of a kind this engine cannot open."""
+        """Refuse an artifact of a kind that this engine cannot open."""
         if artifact.kind not in self.opens:
-            wanted = ", ".join(sorted(self.opens))
-            raise EngineError(f"{artifact.path}: is {artifact.kind}, but {type(self).__name__} opens {wanted}; name another engine")
+            kinds = ", ".join(sorted(self.opens))
+            raise EngineError(f"{artifact.path}: is {artifact.kind}, but {type(self).__name__} opens {kinds}; choose another engine")

@@ -2,23 +2,23 @@
 
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 
-from optbench.artifact.folder import Artifact, Kind
+from optbench.artifact.folder import Artifact
+from optbench.artifact.manifest import Kind
 from optbench.engines.base import BaseEngine, Session, Threads
+from optbench.engines.contract import EMBEDDING, INPUTS, check_graph
 from optbench.errors import EngineError
 from optbench.machine.cpu import Isa, usable_threads
 
 if TYPE_CHECKING:
+    import numpy as np
     import onnxruntime
+    from numpy.typing import NDArray
 
 __all__ = ["OnnxRuntime", "Optimizer"]
 
-INPUTS = ("input_ids", "attention_mask")
-OUTPUT = "sentence_embedding"
-# onnxruntime/core/common/logging/severity.h: what it raises it also logs as an error (3), and the exception says it already.
+# onnxruntime/core/common/logging/severity.h. Each exception is also logged, as an error (3): only worse is logged here.
 LOG_FATAL = 4
 
 Optimizer = Literal[
@@ -59,86 +59,74 @@ Optimizer = Literal[
     "TransposeOptimizer_CPUExecutionProvider",
     "WeightBiasQuantization",
 ]
-"""The graph transformers, of those ONNX Runtime 1.32 runs on a CPU, that can touch an encoder: the names in its verbose log.
+"""The graph transformers of ONNX Runtime 1.32 on a CPU that can change an encoder's graph, as its verbose log names them.
 
-ONNX Runtime takes any name and ignores those it does not know, so an unknown one is refused here.
+ONNX Runtime ignores unknown names without a word, so this type refuses them.
 """
 
 
 class OnnxRuntime(BaseEngine):
     """ONNX Runtime's CPU execution provider.
 
-    Its sessions may be used from several threads at once. Weights outside the graph file are mapped, not read; a graph that
-    names a file outside its folder, or an operator that ONNX Runtime does not bring itself, is refused by ONNX Runtime.
+    Its sessions are thread-safe. External weights are memory-mapped. ONNX Runtime refuses a graph that names a file outside its
+    folder, or a custom operator.
     """
 
     opens: ClassVar[frozenset[Kind]] = frozenset({Kind.ONNX})
 
     engine: Literal["onnxruntime"] = "onnxruntime"
     disabled_optimizers: tuple[Optimizer, ...] = Field(
-        default=(), description="Graph transformers to leave out: one that fuses can cost time (SkipLayerNormFusion on int8 graphs)."
+        default=(), description="Graph transformers to disable. Some fusions cost time: SkipLayerNormFusion on int8 graphs."
     )
     graph_optimization: Literal["all", "extended", "basic", "disable"] = Field(
-        default="all", description="How far the graph is rewritten on loading; disable runs it as it was written."
+        default="all", description="How far the graph is optimized when it is loaded; disable runs it unchanged."
     )
     execution_mode: Literal["sequential", "parallel"] = Field(
-        default="sequential", description="Whether independent nodes run side by side, on inter_op_threads."
+        default="sequential", description="Whether independent nodes run in parallel, on inter_op_threads."
     )
-    inter_op_threads: Threads | None = Field(default=None, description="Nodes at once under execution_mode parallel; 1 when left out.")
+    inter_op_threads: Threads | None = Field(default=None, description="Nodes that run at once with execution_mode parallel. Default: 1.")
     spinning: bool = Field(
-        default=True, description="Idle threads spin for their next task: lower latency, and busy cores between two requests."
+        default=True, description="Idle threads spin while they wait: lower latency, but the cores stay busy between requests."
     )
-    prepacking: bool = Field(default=True, description="Keep weights in the layout of the kernels: faster, and held a second time.")
-    memory_arena: bool = Field(default=True, description="Keep freed activations for the next run rather than give them back.")
+    prepacking: bool = Field(
+        default=True, description="Keep a second copy of the weights in the layout of the kernels: faster, but takes more memory."
+    )
+    memory_arena: bool = Field(default=True, description="Keep the memory of freed activations for the next run.")
     saturation_safe: bool = Field(
         default=False,
-        description="Turn int8 weights to uint8 where the CPU's int8 products saturate at 16 bits (AVX2 without VNNI); nothing elsewhere.",
+        description="Convert int8 weights to uint8 where int8 products saturate at 16 bits (AVX2 without VNNI); no effect on other CPUs.",
     )
 
     @property
     def precision(self) -> str:
-        """Always `fp32`: what is not quantized in the graph runs in it."""
+        """Always `fp32`: the precision of all that is not quantized."""
         return "fp32"
 
-    def environment(self, isa: Isa) -> dict[str, str]:
-        """Refuse: ONNX Runtime has no switch for a smaller instruction set.
-
-        Raises:
-            EngineError: always.
-        """
+    def isa_variables(self, isa: Isa) -> dict[str, str]:
+        """ONNX Runtime has no switch for a smaller instruction set: always an EngineError."""
         raise EngineError(
-            f"isa {isa}: onnxruntime picks its kernels by what the CPU has and cannot be held to less; "
+            f"isa {isa}: onnxruntime selects its kernels by the CPU and cannot be limited to a smaller instruction set; "
             "measure with openvino or torch, or on such a CPU"
         )
 
     def open(self, artifact: Artifact) -> Session:
-        """Load the graph.
-
-        Raises:
-            EngineError: another kind of artifact, a broken graph, weights outside its folder, an operator that is not ONNX
-                Runtime's, or a graph without the inputs and the output of optbench's contract.
-        """
+        """Load the graph."""
         self.check_opens(artifact)
         import onnxruntime
 
         try:
-            # By file name: given bytes, it would know no folder, and would copy the weights rather than map them.
+            # By file name: from bytes it could not find external weights, and would copy the others instead of mapping them.
             session = onnxruntime.InferenceSession(
                 str(artifact.main_file),
                 self._session_options(),
                 providers=["CPUExecutionProvider"],
                 disabled_optimizers=list(self.disabled_optimizers),
             )
-        except Exception as error:  # its exceptions share no base but Exception
+        except Exception as error:  # its exceptions have no other common base
             raise EngineError(f"{artifact.main_file}: ONNX Runtime cannot open it: {error}") from error
-        inputs = {node.name for node in session.get_inputs()}
-        outputs = [node.name for node in session.get_outputs()]
-        if inputs != set(INPUTS) or OUTPUT not in outputs:
-            raise EngineError(
-                f"{artifact.main_file}: takes {', '.join(sorted(inputs))} and gives {', '.join(outputs)}; "
-                f"{' and '.join(INPUTS)} in and {OUTPUT} out are wanted: export it with export_onnx"
-            )
-        return _OnnxRuntimeSession(session, str(artifact.main_file))
+        name = str(artifact.main_file)
+        check_graph(name, [node.name for node in session.get_inputs()], [node.name for node in session.get_outputs()])
+        return _OnnxRuntimeSession(session, name)
 
     def _session_options(self) -> "onnxruntime.SessionOptions":
         import onnxruntime
@@ -172,12 +160,12 @@ class _OnnxRuntimeSession(Session):
         self._session: Any = session
         self._name = name
 
-    def embed(self, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]) -> NDArray[np.float32]:
+    def embed(self, input_ids: "NDArray[np.int64]", attention_mask: "NDArray[np.int64]") -> "NDArray[np.float32]":
         if self._session is None:
             raise EngineError(f"{self._name}: the session is closed; open the artifact again")
         try:
-            # Naming the output spares the copy of last_hidden_state. An I/O binding was measured to save nothing on top.
-            rows: NDArray[np.float32] = self._session.run([OUTPUT], {"input_ids": input_ids, "attention_mask": attention_mask})[0]
+            # Naming the output avoids a copy of last_hidden_state. An I/O binding saved nothing more.
+            rows: NDArray[np.float32] = self._session.run([EMBEDDING], dict(zip(INPUTS, (input_ids, attention_mask), strict=True)))[0]
         except Exception as error:
             raise EngineError(f"{self._name}: ONNX Runtime failed on {input_ids.shape} tokens: {error}") from error
         return rows

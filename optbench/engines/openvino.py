@@ -3,37 +3,38 @@
 import os
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
-from optbench.artifact.folder import Artifact, Kind
+from optbench.artifact.folder import Artifact
+from optbench.artifact.manifest import Kind
 from optbench.engines.base import BaseEngine, Session
-from optbench.engines.onednn import BELOW_AMX, BF16_ISAS, MAX_ISA, max_isa_environment, stay_off_amx
+from optbench.engines.contract import EMBEDDING, INPUTS, check_graph
+from optbench.engines.onednn import BELOW_AMX, BF16_ISAS, MAX_ISA, max_isa_variables, stay_off_amx
 from optbench.errors import BaseModelError, EngineError
 from optbench.machine.cpu import Isa, usable_threads
-from optbench.model.checkpoint import Body, read_body
+from optbench.model.body import Body
+from optbench.model.checkpoint import read_body
 
 if TYPE_CHECKING:
+    import numpy as np
     import openvino
+    from numpy.typing import NDArray
 
 __all__ = ["STATIC_LENGTHS", "OpenVino"]
 
-INPUTS = ("input_ids", "attention_mask")
-OUTPUT = "sentence_embedding"
 STATIC_LENGTHS = ("optbench", "static_lengths")
-"""Where an IR carries its own static lengths, in its rt_info: `"8 16 32"`."""
-# Each static length holds a compiled model of its own.
+"""The rt_info key under which an IR stores its static lengths, `"8 16 32"`."""
+# Each static length keeps its own compiled model in memory.
 STATIC_LENGTHS_MAX = 16
 
 
 class OpenVino(BaseEngine):
-    """OpenVINO's CPU plugin, set for latency: one stream, one request. Weights are mapped.
+    """OpenVINO's CPU plugin, set for latency: one stream, one request. Weights are memory-mapped.
 
-    With static lengths, a single text is padded to the next one and run on the graph compiled for just that shape, which skips
-    the shape inference and the re-planning of dynamic shapes (5-25 % of the time, the most for small models and short texts). A
-    batch, a longer text, and one that is too far below the next length run the dynamic graph. Each static length keeps its own
-    copy of the weights in the layout of the kernels.
+    With static lengths, a single text is padded to the next one and runs on a graph compiled for that shape. This avoids the shape
+    inference and planning of dynamic shapes: 5 to 25 % of the time, most for small models and short texts. A batch, a longer text, and
+    one that needs too much padding run the dynamic graph. Each static length keeps its own copy of the weights in the layout of the
+    kernels.
     """
 
     opens: ClassVar[frozenset[Kind]] = frozenset({Kind.OPENVINO, Kind.ONNX})
@@ -41,41 +42,41 @@ class OpenVino(BaseEngine):
     engine: Literal["openvino"] = "openvino"
     inference_precision: Literal["f32", "bf16", "f16"] = Field(
         default="f32",
-        description="Arithmetic of what is not quantized (INFERENCE_PRECISION_HINT). OpenVINO's own default is bf16 where the CPU has it.",
+        description="Precision of all that is not quantized (INFERENCE_PRECISION_HINT). OpenVINO's default is bf16 where the CPU has it.",
     )
     dynamic_quantization_group: int | None = Field(
         default=None,
         ge=0,
         le=65536,
-        description="Activations that share an int8 scale before compressed weights; 0 keeps them in floating point; "
-        "left out: what the IR says, else OpenVINO's 32. Never above a layer's inputs: OpenVINO then skips that layer in silence.",
+        description="Activations that share an int8 scale in layers with compressed weights; 0 keeps them in floating point. Default: "
+        "what the IR says, else OpenVINO's 32. At most a layer's number of inputs: above it OpenVINO skips the layer silently.",
     )
     static_lengths: tuple[int, ...] | None = Field(
         default=None,
         max_length=STATIC_LENGTHS_MAX,
-        description="Token lengths compiled as static shapes, ascending; left out: what the IR says; empty: none.",
+        description="Token lengths to compile as static shapes, ascending; an empty list for none. Default: what the IR says.",
     )
-    # all-MiniLM-L6-v2 in static int8 on 2 cores gains what 8 to 13 tokens cost, at any length from 8 to 128.
+    # On 2 cores, a static shape saves all-MiniLM-L6-v2 in static int8 the time of 8 to 13 tokens, at any length from 8 to 128.
     static_padding_max: int = Field(
-        default=8, ge=0, description="Tokens of padding up to a static length; a text that would need more runs the dynamic graph."
+        default=8, ge=0, description="The most padding tokens to reach a static length; a text that needs more runs the dynamic graph."
     )
     compile_on_first_use: bool = Field(
         default=False,
-        description="Compile each shape when it is first needed: opens sooner and holds less, and the first input of a shape waits.",
+        description="Compile each shape on its first input: opens faster and takes less memory, but that input waits.",
     )
     scheduling_core_type: Literal["ANY_CORE", "PCORE_ONLY", "ECORE_ONLY"] | None = Field(
-        default=None, description="Cores of a hybrid CPU to run on; OpenVINO's choice when left out."
+        default=None, description="Which cores of a hybrid CPU to use. Default: OpenVINO's choice."
     )
-    enable_cpu_pinning: bool | None = Field(default=None, description="Pin threads to cores; OpenVINO's choice when left out.")
+    enable_cpu_pinning: bool | None = Field(default=None, description="Pin threads to cores. Default: OpenVINO's choice.")
     enable_hyper_threading: bool | None = Field(
-        default=None, description="Use both threads of a core; OpenVINO's choice, for latency no, when left out."
+        default=None, description="Use both threads of a core. Default: OpenVINO's choice, which is no for latency."
     )
 
     @field_validator("static_lengths")
     @classmethod
     def _check_lengths(cls, lengths: tuple[int, ...] | None) -> tuple[int, ...] | None:
         if lengths and (min(lengths) < 1 or list(lengths) != sorted(set(lengths))):
-            raise ValueError(f"{' '.join(map(str, lengths))}: ascending token lengths of at least 1 are wanted, such as 8 16 32")
+            raise ValueError(f"{' '.join(map(str, lengths))}: expected ascending token lengths of at least 1, such as 8 16 32")
         return lengths
 
     @property
@@ -83,24 +84,15 @@ class OpenVino(BaseEngine):
         """`fp32`, `bf16` or `fp16`."""
         return {"f32": "fp32", "bf16": "bf16", "f16": "fp16"}[self.inference_precision]
 
-    def environment(self, isa: Isa) -> dict[str, str]:
-        """The variables under which a fresh process runs OpenVINO as a CPU with `isa` would.
-
-        Raises:
-            EngineError: this CPU lacks the set, or the set lacks the precision that is asked for.
-        """
-        # OpenVINO looks for bf16 at the CPU and not at the cap, and then fails on the first operator.
+    def isa_variables(self, isa: Isa) -> dict[str, str]:
+        """The environment variables that limit OpenVINO to `isa` in a new process; refused where the set lacks `inference_precision`."""
+        # OpenVINO checks the CPU for bf16, not the limit, and then fails on the first operator.
         if self.inference_precision != "f32" and isa not in BF16_ISAS:
             raise EngineError(f"isa {isa}: has no {self.precision} products; set the openvino engine's inference_precision to f32")
-        return max_isa_environment(isa)
+        return max_isa_variables(isa)
 
     def open(self, artifact: Artifact) -> Session:
-        """Read and compile the graph.
-
-        Raises:
-            EngineError: another kind of artifact, a broken graph, weights outside its folder, an operator that OpenVINO does not
-                know, options that this machine cannot honor, or a graph without the inputs and the output of optbench's contract.
-        """
+        """Read and compile the graph."""
         self.check_opens(artifact)
         name = str(artifact.main_file)
         try:
@@ -111,24 +103,20 @@ class OpenVino(BaseEngine):
         lengths = self.static_lengths
         if lengths is None:
             lengths = _lengths_of(model, name)
-        if lengths and lengths[-1] > _longest(body):
-            raise EngineError(f"{name}: static length {lengths[-1]}, but the model's positions end at {_longest(body)}; leave it out")
+        if lengths and lengths[-1] > body.position_limit:
+            raise EngineError(f"{name}: static length {lengths[-1]}, but the model's positions end at {body.position_limit}; remove it")
         session = _OpenVinoSession(model, self, lengths, body, name)
         if not self.compile_on_first_use:
             session.compile_all()
         return session
 
     def compile(self, model: "openvino.Model", name: str) -> "openvino.CompiledModel":
-        """Compile a graph, and make sure that OpenVINO took the options rather than others that it likes better.
-
-        Raises:
-            EngineError: it cannot be compiled, an option was not taken, or its int8 products would run on AMX.
-        """
+        """Compile a graph, and check that OpenVINO applied the options, some of which it replaces silently, and keeps int8 off AMX."""
         import openvino
 
         integer = any(node.get_type_name() == "FakeQuantize" for node in model.get_ops())
         off_amx = (integer or self.inference_precision == "f32") and stay_off_amx()
-        wanted: dict[str, Any] = {
+        requested: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": 1,
             "INFERENCE_PRECISION_HINT": getattr(openvino.Type, self.inference_precision),
@@ -138,80 +126,67 @@ class OpenVino(BaseEngine):
             "ENABLE_CPU_PINNING": self.enable_cpu_pinning,
             "ENABLE_HYPER_THREADING": self.enable_hyper_threading,
         }
-        # OpenVINO sees affinity but no quota. Where nothing limits it, it knows best: it leaves a hybrid CPU's slow cores alone.
+        # OpenVINO respects affinity but not the quota. Without a limit, its own choice is best: it avoids the slow cores of a hybrid CPU.
         if self.threads is None and (limit := usable_threads()) < (os.cpu_count() or 1):
-            wanted["INFERENCE_NUM_THREADS"] = limit
-        options = {key: value for key, value in wanted.items() if value is not None}
+            requested["INFERENCE_NUM_THREADS"] = limit
+        options = {key: value for key, value in requested.items() if value is not None}
         try:
             compiled = openvino.Core().compile_model(model, "CPU", options)
-            taken = {key: compiled.get_property(key) for key in ("INFERENCE_PRECISION_HINT", "INFERENCE_NUM_THREADS")}
+            applied = {key: compiled.get_property(key) for key in ("INFERENCE_PRECISION_HINT", "INFERENCE_NUM_THREADS")}
         except RuntimeError as error:
             raise EngineError(f"{name}: OpenVINO cannot compile it: {error}") from error
-        if taken["INFERENCE_PRECISION_HINT"] != wanted["INFERENCE_PRECISION_HINT"]:
-            found = taken["INFERENCE_PRECISION_HINT"].get_type_name()
+        if applied["INFERENCE_PRECISION_HINT"] != requested["INFERENCE_PRECISION_HINT"]:
+            found = applied["INFERENCE_PRECISION_HINT"].get_type_name()
             raise EngineError(f"{name}: OpenVINO runs {found} on this CPU, not {self.inference_precision}; set inference_precision to f32")
         if integer and off_amx and "AMX" in compiled.get_property("RUNTIME_REQUIREMENTS"):
             raise EngineError(
                 f"{name}: OpenVINO runs int8 on AMX in this process, which is broken for inputs of any length (its issue 37577); "
                 f"set {MAX_ISA}={BELOW_AMX} before it starts"
             )
-        if self.threads is not None and taken["INFERENCE_NUM_THREADS"] != self.threads:
+        if self.threads is not None and applied["INFERENCE_NUM_THREADS"] != self.threads:
             raise EngineError(
-                f"{name}: OpenVINO runs {taken['INFERENCE_NUM_THREADS']} threads here, not {self.threads}; lower threads to what "
+                f"{name}: OpenVINO runs {applied['INFERENCE_NUM_THREADS']} threads here, not {self.threads}; lower threads to what "
                 "the cores, the affinity mask and scheduling_core_type allow, or set enable_hyper_threading"
             )
         return compiled
 
 
 def _read(artifact: Artifact) -> "openvino.Model":
-    """Read the graph, its weights mapped, and leave it the one output that is wanted.
-
-    Raises:
-        EngineError: see `OpenVino.open`.
-    """
+    """Read the graph, weights memory-mapped, and remove all outputs but the embedding."""
     name = str(artifact.main_file)
     from openvino.frontend import FrontEndManager
 
-    # The front end is named: Core.read_model tries a broken file on six others, TensorFlow's among them, and prints their complaints.
+    # The front end is named: Core.read_model would try a broken file on six others too, and print what each says.
     try:
         front_end = FrontEndManager().load_by_framework("onnx" if artifact.kind is Kind.ONNX else "ir")
         model = front_end.convert(front_end.load(name))
-    except Exception as error:  # the front ends' failures share no base but Exception
+    except Exception as error:  # the front ends' errors have no other common base
         cure = "; open it with onnxruntime" if "No conversion rule" in str(error) else ""
         raise EngineError(f"{name}: OpenVINO cannot read it: {str(error).strip()}{cure}") from error
-    inputs = {port.any_name: port for port in model.inputs}
     outputs = {port.any_name: port for port in model.outputs}
-    if set(inputs) != set(INPUTS) or OUTPUT not in outputs:
-        raise EngineError(
-            f"{name}: takes {', '.join(sorted(inputs))} and gives {', '.join(outputs)}; "
-            f"{' and '.join(INPUTS)} in and {OUTPUT} out are wanted: export it with export_onnx"
-        )
+    check_graph(name, [port.any_name for port in model.inputs], outputs)
     for output, port in outputs.items():
-        if output != OUTPUT:
+        if output != EMBEDDING:
             model.remove_result(port.get_node())
     return model
 
 
 def _lengths_of(model: "openvino.Model", name: str) -> tuple[int, ...]:
-    """The static lengths in an IR's rt_info; none where it says nothing."""
+    """The static lengths in an IR's rt_info; empty if it has none."""
     if not model.has_rt_info(list(STATIC_LENGTHS)):
         return ()
     text = model.get_rt_info(list(STATIC_LENGTHS)).astype(str)
     try:
         return OpenVino(static_lengths=tuple(int(length) for length in text.split())).static_lengths or ()
     except ValueError as error:
-        raise EngineError(f"{name}: rt_info {'/'.join(STATIC_LENGTHS)} is {text[:80]!r}; ascending lengths are wanted: {error}") from error
-
-
-def _longest(body: Body) -> int:
-    """Tokens that the position table has rows for."""
-    return body.positions - (0 if body.architecture == "BertModel" else body.pad_id + 1)
+        raise EngineError(f"{name}: rt_info {'/'.join(STATIC_LENGTHS)} is {text[:80]!r}; expected ascending lengths: {error}") from error
 
 
 class _StaticRequest:
-    """A graph compiled for one text of one length, with the two input rows that it reads."""
+    """A graph compiled for one text of one length, and the two input rows that it reads."""
 
     def __init__(self, compiled: "openvino.CompiledModel", length: int, pad_id: int) -> None:
+        import numpy as np
         import openvino
 
         self._request = compiled.create_infer_request()
@@ -220,10 +195,10 @@ class _StaticRequest:
         for name, row in self._rows.items():
             self._request.set_tensor(name, openvino.Tensor(row, shared_memory=True))
 
-    def __call__(self, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]) -> NDArray[np.float32]:
+    def __call__(self, input_ids: "NDArray[np.int64]", attention_mask: "NDArray[np.int64]") -> "NDArray[np.float32]":
         tokens = input_ids.shape[1]
         ids, mask = self._rows["input_ids"], self._rows["attention_mask"]
-        # RoBERTa-like bodies count positions by what is not the padding id.
+        # RoBERTa-like bodies count positions by the ids that are not padding.
         ids[0, :tokens], ids[0, tokens:] = input_ids[0], self._pad_id
         mask[0, :tokens], mask[0, tokens:] = attention_mask[0], 0
         self._request.infer(share_outputs=True)
@@ -234,29 +209,29 @@ class _DynamicRequest:
     """The graph compiled for any batch and length."""
 
     def __init__(self, compiled: "openvino.CompiledModel") -> None:
-        from openvino import Tensor
-
-        self._tensor = Tensor
         self._request = compiled.create_infer_request()
         self._held: tuple[NDArray[np.int64], ...] = ()
 
-    def __call__(self, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]) -> NDArray[np.float32]:
-        # The request reads the arrays themselves, so they are held as long as it points at them.
+    def __call__(self, input_ids: "NDArray[np.int64]", attention_mask: "NDArray[np.int64]") -> "NDArray[np.float32]":
+        import numpy as np
+        from openvino import Tensor
+
+        # The request reads these arrays in place, so they must live as long as it refers to them.
         self._held = tuple(np.require(array, np.int64, ("C", "W")) for array in (input_ids, attention_mask))
         for name, array in zip(INPUTS, self._held, strict=True):
-            self._request.set_tensor(name, self._tensor(array, shared_memory=True))
+            self._request.set_tensor(name, Tensor(array, shared_memory=True))
         self._request.infer(share_outputs=True)
         return _copy_output(self._request)
 
 
-def _copy_output(request: Any) -> NDArray[np.float32]:
-    # The request writes the next result into the same memory.
+def _copy_output(request: Any) -> "NDArray[np.float32]":
+    # The next run overwrites this memory.
     rows: NDArray[np.float32] = request.get_output_tensor(0).data.copy()
     return rows
 
 
 class _OpenVinoSession(Session):
-    """Requests by static length; under None the dynamic one."""
+    """One request per static length, and the dynamic one under None."""
 
     def __init__(self, model: "openvino.Model", engine: OpenVino, lengths: tuple[int, ...], body: Body, name: str) -> None:
         self._model: Any = model
@@ -264,7 +239,7 @@ class _OpenVinoSession(Session):
         self._requests: dict[int | None, _StaticRequest | _DynamicRequest] = {}
 
     def compile_all(self) -> None:
-        """Compile every shape, and let go of the graph."""
+        """Compile every shape, then free the graph."""
         for length in (*self._lengths, None):
             self._request(length)
         self._model = None
@@ -283,25 +258,27 @@ class _OpenVinoSession(Session):
         return self._requests[length]
 
     def _static_length(self, tokens: int) -> int | None:
-        """The static length that a text is padded to, if there is one near enough."""
+        """The static length to pad a text to; None if it would need more than `static_padding_max` tokens."""
         length = next((length for length in self._lengths if length >= tokens), None)
         return None if length is None or length - tokens > self._engine.static_padding_max else length
 
-    def embed(self, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]) -> NDArray[np.float32]:
+    def embed(self, input_ids: "NDArray[np.int64]", attention_mask: "NDArray[np.int64]") -> "NDArray[np.float32]":
         batch, tokens = input_ids.shape
-        # On one thread OpenVINO 2026.4 swallows what its kernels throw and returns the result before; on any number, an id beyond
-        # the table reads zeros. So both are checked here.
-        if tokens > _longest(self._body) or input_ids.max() >= self._body.vocabulary:
+        # OpenVINO 2026.4 reads an id beyond the table as zeros and, on one thread, ignores an exception of a kernel and returns the
+        # previous result. So both limits are checked here.
+        if tokens > self._body.position_limit or input_ids.max() >= self._body.vocabulary:
             raise EngineError(
-                f"{self._name}: {tokens} tokens with ids up to {input_ids.max()}; the model takes at most {_longest(self._body)} tokens "
-                f"with ids below {self._body.vocabulary}"
+                f"{self._name}: {tokens} tokens with ids up to {input_ids.max()}; the model takes at most {self._body.position_limit} "
+                f"tokens with ids below {self._body.vocabulary}"
             )
         request = self._request(self._static_length(tokens) if batch == 1 else None)
         try:
             return request(input_ids, attention_mask)
         except RuntimeError as error:
             # OpenVINO 2026.4 lacks kernels for static int8 below AVX2.
-            cure = "; held to SSE4.1 it lacks kernels for int8: take a larger instruction set" if os.environ.get(MAX_ISA) == "SSE41" else ""
+            cure = (
+                "; limited to SSE4.1, it has no int8 kernels: choose a larger instruction set" if os.environ.get(MAX_ISA) == "SSE41" else ""
+            )
             raise EngineError(f"{self._name}: OpenVINO failed on {input_ids.shape} tokens: {str(error).strip()}{cure}") from error
 
     def close(self) -> None:

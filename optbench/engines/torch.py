@@ -1,26 +1,26 @@
-"""torch, eager: the reference that everyone has, and the slowest."""
+"""torch in eager mode: the reference."""
 
 import gc
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 
-from optbench.artifact.folder import Artifact, Kind
+from optbench.artifact.folder import Artifact
+from optbench.artifact.manifest import Kind
 from optbench.engines.base import BaseEngine, Session
-from optbench.engines.onednn import BF16_ISAS, max_isa_environment
+from optbench.engines.onednn import BF16_ISAS, max_isa_variables
 from optbench.errors import BaseModelError, EngineError
 from optbench.machine.cpu import Isa, read_machine, usable_threads
-from optbench.model.torch_model import build_module
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
 
 __all__ = ["Torch"]
 
-# Beside oneDNN, torch multiplies with MKL and has vector kernels of its own, and each has its own switch.
-# aten/src/ATen/native/DispatchStub.cpp, and oneMKL's reference under mkl_enable_instructions.
+# torch also uses MKL and its own vector kernels, each with its own switch.
+# Source: aten/src/ATen/native/DispatchStub.cpp; oneMKL's reference, mkl_enable_instructions.
 ATEN_CAPABILITY: dict[Isa, str] = {"sse4_1": "default", "avx2": "avx2", "avx2_vnni": "avx2"}
 MKL_INSTRUCTIONS: dict[Isa, str] = {
     "sse4_1": "SSE4_2",
@@ -36,16 +36,16 @@ MKL_INSTRUCTIONS: dict[Isa, str] = {
 class Torch(BaseEngine):
     """torch in eager mode, on the checkpoint itself.
 
-    Held to a smaller instruction set, its MKL products stay what they are on a CPU that is not Intel's: MKL heeds its switch there only.
+    On a CPU that is not Intel's, MKL ignores the limit to a smaller instruction set.
 
-    torch's thread count belongs to the process, so a session sets it before each call where another has changed it.
+    torch's thread count belongs to the process, so a session sets it again if another session has changed it.
     """
 
     opens: ClassVar[frozenset[Kind]] = frozenset({Kind.CHECKPOINT})
 
     engine: Literal["torch"] = "torch"
     inference_precision: Literal["f32", "bf16"] = Field(
-        default="f32", description="Arithmetic of the transformer; bf16 where the CPU multiplies it. Pooling is always in f32."
+        default="f32", description="Precision of the transformer; bf16 needs a CPU with bf16 products. Pooling is always in f32."
     )
 
     @property
@@ -53,31 +53,25 @@ class Torch(BaseEngine):
         """`fp32` or `bf16`."""
         return {"f32": "fp32", "bf16": "bf16"}[self.inference_precision]
 
-    def environment(self, isa: Isa) -> dict[str, str]:
-        """The variables under which a fresh process runs torch as a CPU with `isa` would.
-
-        Raises:
-            EngineError: this CPU lacks the set, or the set lacks the bf16 that is asked for.
-        """
+    def isa_variables(self, isa: Isa) -> dict[str, str]:
+        """The environment variables that limit torch to `isa` in a new process; refused where bf16 is set and the set lacks it."""
         if self.inference_precision == "bf16" and isa not in BF16_ISAS:
             raise EngineError(f"isa {isa}: has no bf16 products; set the torch engine's inference_precision to f32")
         return {
-            **max_isa_environment(isa),
+            **max_isa_variables(isa),
             "ATEN_CPU_CAPABILITY": ATEN_CAPABILITY.get(isa, "avx512"),
             "MKL_ENABLE_INSTRUCTIONS": MKL_INSTRUCTIONS[isa],
         }
 
     def open(self, artifact: Artifact) -> Session:
-        """Build the module.
-
-        Raises:
-            EngineError: another kind of artifact, a checkpoint that is not whole, or bf16 on a CPU without it.
-        """
+        """Build the module."""
         self.check_opens(artifact)
         if self.inference_precision == "bf16" and not read_machine().has_bf16:
             raise EngineError(
                 f"{artifact.path}: this CPU has no bf16 products, so torch would emulate them; set inference_precision to f32"
             )
+        from optbench.model.torch_model import build_module
+
         try:
             module = build_module(artifact.path)
         except BaseModelError as error:
@@ -88,7 +82,7 @@ class Torch(BaseEngine):
 
 
 def _run_body_in_bf16(module: Any) -> None:
-    """Cast the transformer, and widen what it gives: a mean over tokens in bf16 would round away 8 bits more."""
+    """Cast the transformer to bf16, and its output back to f32: a mean over tokens in bf16 would lose 8 more bits."""
     import torch
 
     def widen(body: Any, arguments: Any, output: Any) -> Any:
@@ -105,7 +99,7 @@ class _TorchSession(Session):
         self._threads = threads
         self._name = name
 
-    def embed(self, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]) -> NDArray[np.float32]:
+    def embed(self, input_ids: "NDArray[np.int64]", attention_mask: "NDArray[np.int64]") -> "NDArray[np.float32]":
         import torch
 
         if self._module is None:
@@ -114,7 +108,7 @@ class _TorchSession(Session):
             torch.set_num_threads(self._threads)
         try:
             with torch.inference_mode():
-                # tensor() copies, so that a read-only array is as good as any other.
+                # tensor() copies, so read-only arrays work too.
                 _, embedding = self._module(torch.tensor(input_ids), torch.tensor(attention_mask))
         except (IndexError, RuntimeError) as error:
             raise EngineError(f"{self._name}: torch failed on {input_ids.shape} tokens: {error}") from error
@@ -124,5 +118,5 @@ class _TorchSession(Session):
     def close(self) -> None:
         if self._module is not None:
             self._module = None
-            # The module's class is local to build_module and so part of a cycle that holds the weights until it is collected.
+            # The module's class is local to build_module: a reference cycle keeps the weights until it is collected.
             gc.collect()

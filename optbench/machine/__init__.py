@@ -1,5 +1,6 @@
-"""The machine and the processes on it.
+"""What this machine is and can do, and processes on it.
 
-In: /proc, /sys and the clock. Out: what the CPU is and may use, its peaks and floors, known reference boxes, and `Worker`, a function
-served by a fresh process. Also the two types that every room shares: `Frozen` and `Progress`.
+In: /proc, /sys and the clock.
+Out: the CPU and what this process may use of it, measured peaks and the latency floor, reference boxes, checks for disk space and optional
+libraries, and `Worker`, which runs a function in a fresh process. Also two types that every room shares: `Frozen` and `Progress`.
 """

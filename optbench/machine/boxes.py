@@ -1,4 +1,4 @@
-"""Reference boxes: the machines that milliseconds hold for. One YAML file each in bench/boxes."""
+"""Reference boxes: the machines that a recipe's milliseconds refer to, one YAML file each in bench/boxes."""
 
 import re
 from pathlib import Path
@@ -11,7 +11,7 @@ from optbench.machine.frozen import Frozen
 
 __all__ = ["Box", "Limits", "box_name", "load_boxes", "matching_box", "write_box"]
 
-# In a wheel the files lie inside the package, in a checkout where DESIGN puts them.
+# In a wheel the files lie inside the package, in a checkout in bench/.
 FOLDERS = (Path(__file__).parents[1] / "boxes", Path(__file__).parents[2] / "bench" / "boxes")
 
 NAME = "[a-z0-9][a-z0-9._-]{0,63}"
@@ -28,15 +28,10 @@ class Box(Frozen):
     """A reference machine.
 
     Attributes:
-        name: what recipes call it.
-        cpu: regular expression, found anywhere in the CPU's model name.
+        cpu: regular expression, matched anywhere in the CPU's model name.
         cores: physical cores, at least.
-        isa: its largest instruction set, in oneDNN's terms.
-        governor: the cpufreq governor that its figures were taken under; this and the next three are None where their
-            source does not say.
-        turbo: whether turbo was on.
-        memory_gb: installed memory.
-        system: operating system.
+        isa: its largest instruction set.
+        governor: of cpufreq during its measurements; this and the next three are None where unknown.
         limits: by recipe.
     """
 
@@ -60,12 +55,12 @@ class Box(Frozen):
         return value
 
     def matches(self, machine: Machine) -> bool:
-        """Whether a machine is this box: its CPU's name, its instruction set (a hypervisor may hide some), its cores."""
+        """Whether a machine is this box, by CPU name, instruction set (a hypervisor may hide some) and cores."""
         return re.search(self.cpu, machine.cpu) is not None and machine.isa == self.isa and machine.cores >= self.cores
 
 
 def load_boxes(folder: Path | None = None) -> tuple[Box, ...]:
-    """All boxes of a folder, by default those that optbench ships.
+    """All boxes of a folder; default: those that optbench ships.
 
     Raises:
         MachineError: a file is broken, or the folder is missing; says which and where.
@@ -75,7 +70,7 @@ def load_boxes(folder: Path | None = None) -> tuple[Box, ...]:
 
     home = folder or next((each for each in FOLDERS if each.is_dir()), FOLDERS[0])
     if not home.is_dir():
-        raise MachineError(f"{home}: no such folder; it holds the reference boxes: install optbench anew")
+        raise MachineError(f"{home}: no such folder; it holds the reference boxes: reinstall optbench")
     boxes: list[Box] = []
     for path in sorted(home.glob("*.yaml")):
         try:
@@ -86,20 +81,16 @@ def load_boxes(folder: Path | None = None) -> tuple[Box, ...]:
         except (OSError, UnicodeDecodeError, YAMLError) as error:
             raise MachineError(f"{path}: cannot be read as YAML: {error}; correct it") from error
         if box.name != path.stem:
-            raise MachineError(f"{path}: name: {box.name} found, {path.stem} wanted, as the file is called; rename one of them")
+            raise MachineError(f"{path}: name: {box.name} found, {path.stem} expected, like the file; rename one of them")
         boxes.append(box)
     return tuple(boxes)
 
 
 def write_box(box: Box, folder: Path | None = None) -> Path:
-    """Write a box's file; a recipe can then name the box in its targets.
-
-    Args:
-        box: what to write.
-        folder: by default bench/boxes of the checkout that this optbench runs from.
+    """Write a box's file, which recipes can then name; by default in bench/boxes of the checkout that this optbench runs from.
 
     Raises:
-        MachineError: a box of that name is there, which is never overwritten; no checkout; or the disk refuses.
+        MachineError: a box of that name exists, which is never overwritten; there is no checkout; or the file cannot be written.
     """
     from ruamel.yaml import YAML
 
@@ -112,23 +103,23 @@ def write_box(box: Box, folder: Path | None = None) -> Path:
             file.write("# Written by optbench probe --write-box. limits takes {baseline_ms: ..., latency_ms: ...} by recipe.\n")
             YAML().dump(box.model_dump(exclude_none=True), file)
     except FileExistsError:
-        raise MachineError(f"{path}: is there already, and is not overwritten; choose another name, or move the file away") from None
+        raise MachineError(f"{path}: exists and is not overwritten; choose another name, or move the file away") from None
     except OSError as error:
         raise MachineError(f"{path}: cannot be written: {error.strerror}; make {home} writable") from error
     return path
 
 
 def box_name(text: str) -> str:
-    """A name that is safe as a file's.
+    """Check that a box name is safe as a file name.
 
     Raises:
         MachineError: it is not.
     """
     if re.fullmatch(NAME, text) is None:
-        raise MachineError(f"box name {text!r}: lower-case letters, digits, dots, - and _ are wanted, the first a letter or a digit")
+        raise MachineError(f"box name {text!r}: expected lower-case letters, digits, dots, - and _, starting with a letter or a digit")
     return text
 
 
 def matching_box(machine: Machine) -> Box | None:
-    """The box that this machine is, if any."""
+    """The box that a machine matches, if any."""
     return next((box for box in load_boxes() if box.matches(machine)), None)

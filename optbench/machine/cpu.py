@@ -1,6 +1,6 @@
 """What this machine is: instruction sets, the cores and memory this process may use, and a fingerprint of it all.
 
-Nothing here is timed; measured bandwidth and GEMM peaks are in `tune/floor.py`.
+Nothing here is timed; `peaks` measures bandwidth and matrix products.
 """
 
 import hashlib
@@ -13,8 +13,6 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
-import psutil
-
 from optbench.machine.frozen import Frozen
 
 __all__ = ["Isa", "Machine", "cpu_quota", "physical_cores", "read_machine", "usable_threads"]
@@ -24,7 +22,7 @@ Isa = Literal["sse4_1", "avx2", "avx2_vnni", "avx512_core", "avx512_core_vnni", 
 
 
 class Machine(Frozen):
-    """A machine as a record keeps it."""
+    """A machine, as records store it."""
 
     cpu: str
     architecture: str
@@ -53,7 +51,7 @@ class Machine(Frozen):
 
     @property
     def has_vnni(self) -> bool:
-        """Whether int8 dot products accumulate in 32 bits; without it U8S8 products saturate at 16 (reduce the range)."""
+        """Whether int8 dot products accumulate in 32 bits; without it, U8S8 products saturate at 16 bits (reduce the range)."""
         return bool({"avx512_vnni", "avx_vnni", "amx_int8"} & set(self.flags))
 
     @property
@@ -70,8 +68,8 @@ class Machine(Frozen):
     def fingerprint(self) -> str:
         """A short hash; records with different fingerprints are not compared in milliseconds.
 
-        What changes from one boot or kernel to the next without changing the machine is left out: the kernel's release, the
-        flags beyond the instruction set, and memory below a GiB.
+        It leaves out what differs between boots and kernels of one machine: the kernel's release, flags beyond the instruction set, and
+        fractions of a GiB of memory.
         """
         same = [
             self.cpu,
@@ -87,59 +85,50 @@ class Machine(Frozen):
 
 
 def cpu_quota(root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> float | None:
-    """CPUs that the cgroup allows, v2, v1 or both at once, the smallest along the path; None where there is no limit."""
+    """CPUs that the cgroups (v2, v1 or both) allow: the smallest quota along the path; None where there is no limit."""
     try:
         lines = [line.split(":", 2) for line in membership.read_text().splitlines()]
     except OSError:
         lines = []
     quotas: list[float] = []
-    for mount, controller, read in (
-        (root, "", _read_v2_quota),
-        (root / "unified", "", _read_v2_quota),
-        (root / "cpu", "cpu", _read_v1_quota),
-        (root / "cpu,cpuacct", "cpu", _read_v1_quota),
-    ):
-        # A container may see its own group as the root and yet be told its path on the host: folders that are not there are skipped.
+    for mount, controller in ((root, ""), (root / "unified", ""), (root / "cpu", "cpu"), (root / "cpu,cpuacct", "cpu")):
+        # A container may see its own group as the root, yet be told its path on the host: missing folders are skipped.
         paths = [line[2] for line in lines if len(line) == 3 and controller in line[1].split(",")]
         for path in paths or ["/"]:
             parts = [part for part in path.split("/") if part not in ("", "..")]
             folders = [mount.joinpath(*parts[:depth]) for depth in range(len(parts) + 1)]
-            quotas += [quota for folder in folders if (quota := read(folder)) is not None]
+            quotas += [quota for folder in folders if (quota := _read_quota(folder)) is not None]
     return min(quotas, default=None)
 
 
-def _read_v2_quota(folder: Path) -> float | None:
+def _read_quota(folder: Path) -> float | None:
+    """The quota of one cgroup, from the file of v2 or the two of v1."""
     try:
-        quota, period = (folder / "cpu.max").read_text().split()
-        return None if quota == "max" else int(quota) / int(period)
-    except (OSError, ValueError, ZeroDivisionError):
-        return None
-
-
-def _read_v1_quota(folder: Path) -> float | None:
-    try:
-        quota, period = (int((folder / name).read_text()) for name in ("cpu.cfs_quota_us", "cpu.cfs_period_us"))
+        names = ("cpu.max",) if (folder / "cpu.max").exists() else ("cpu.cfs_quota_us", "cpu.cfs_period_us")
+        quota, period = map(int, " ".join((folder / name).read_text() for name in names).split())
         return quota / period if quota > 0 else None
-    except (OSError, ValueError, ZeroDivisionError):
+    except (OSError, ValueError, ZeroDivisionError):  # no such group, or no limit: "max"
         return None
 
 
 def physical_cores(cpus: Iterable[int], root: Path = Path("/sys/devices/system/cpu")) -> int:
-    """How many cores a set of CPUs lies on; hyper-threads of one core count once."""
+    """The number of cores behind a set of CPUs; hyper-threads of one core count once."""
     siblings = set()
     for cpu in cpus:
         try:
             siblings.add((root / f"cpu{cpu}" / "topology" / "thread_siblings_list").read_text().strip())
         except OSError:
-            siblings.add(str(cpu))  # a kernel that does not say: each counts
+            siblings.add(str(cpu))  # the kernel does not say: each counts
     return len(siblings)
 
 
 def usable_threads() -> int:
-    """Threads that can multiply at once: the cores of the affinity mask, cut to the cgroup quota, at least 1.
+    """Threads that can multiply at once: the cores of the affinity mask, limited by the cgroup quota, at least 1.
 
-    Hyper-threads share the units that multiply: a second thread on a core slows the first.
+    Hyper-threads share a core's arithmetic units, so a second thread on a core slows the first.
     """
+    import psutil
+
     cores = physical_cores(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else psutil.cpu_count(logical=False) or 1
     quota = cpu_quota()
     return max(1, cores if quota is None else min(cores, math.ceil(quota)))
@@ -147,11 +136,13 @@ def usable_threads() -> int:
 
 @cache
 def read_machine() -> Machine:
-    """This machine, read once a process."""
+    """This machine, read once per process."""
+    import psutil
+
     try:
         name, flags = parse_cpuinfo(Path("/proc/cpuinfo").read_text())
     except OSError:
-        name, flags = parse_cpuinfo("")  # not Linux: no flags, so the smallest instruction set is assumed
+        name, flags = parse_cpuinfo("")  # not Linux: without flags the smallest instruction set is assumed
     return Machine(
         cpu=name or platform.processor() or "unknown",
         architecture=platform.machine(),
@@ -165,14 +156,9 @@ def read_machine() -> Machine:
 
 
 def parse_cpuinfo(text: str) -> tuple[str, tuple[str, ...]]:
-    """The model name and the sorted flags of the first CPU in `/proc/cpuinfo`; empty where it does not say."""
-    name = ""
-    flags: tuple[str, ...] = ()
+    """The model name and sorted flags of the first CPU in `/proc/cpuinfo`; empty where it does not say."""
+    fields: dict[str, str] = {}
     for line in text.splitlines():
-        key, _, value = (part.strip() for part in line.partition(":"))
-        if key == "model name":
-            name = name or value
-        elif key in ("flags", "Features"):
-            flags = tuple(sorted(value.split()))
-            break
-    return name, flags
+        key, _, value = line.partition(":")
+        fields.setdefault(key.strip(), value.strip())
+    return fields.get("model name", ""), tuple(sorted(fields.get("flags", fields.get("Features", "")).split()))

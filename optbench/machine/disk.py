@@ -1,4 +1,4 @@
-"""Room on the disk: asked for before work begins, and a full one told in plain words."""
+"""Disk space: checked before work begins, and a clear error when it runs out."""
 
 import contextlib
 import errno
@@ -10,36 +10,31 @@ from optbench.errors import MachineError, OptbenchError
 
 __all__ = ["free_disk", "full_disk_errors"]
 
-# Less than this left after something failed means that it failed for want of disk, whatever its library called it.
+# With less than this left after a failure, the disk was full, whatever the library's error says.
 FULL_DISK_BYTES = 32 * 1024 * 1024
 
 
-def free_disk(folder: Path, wanted_bytes: int, purpose: str) -> None:
-    """Make sure that there is room before anything is written.
-
-    Args:
-        folder: where it will be written; it need not exist yet.
-        wanted_bytes: how much.
-        purpose: what needs it, for the message.
+def free_disk(folder: Path, needed_bytes: int, purpose: str) -> None:
+    """Check that there is enough disk space for `folder`, which need not exist yet; the message says what needs it.
 
     Raises:
-        MachineError: says how much is free and how much is wanted.
+        MachineError: says how much is free and how much is needed.
     """
     existing = next(parent for parent in [folder.absolute(), *folder.absolute().parents] if parent.exists())
     free = shutil.disk_usage(existing).free
-    if free < wanted_bytes:
+    if free < needed_bytes:
         raise MachineError(
-            f"{folder}: {purpose} needs {wanted_bytes / 1e9:.1f} GB and {free / 1e9:.1f} GB are free; "
+            f"{folder}: {purpose} needs {needed_bytes / 1e9:.1f} GB and {free / 1e9:.1f} GB are free; "
             "free some space, or name another folder with --cache or --output"
         )
 
 
 @contextlib.contextmanager
 def full_disk_errors(folder: Path) -> Iterator[None]:
-    """Turn what libraries raise when `folder` runs full into one clear error; anything else passes through.
+    """Turn what libraries raise when the disk of `folder` is full into one clear error; anything else passes through.
 
     Raises:
-        MachineError: the disk is full, or a file has reached the size that this process may write.
+        MachineError: the disk is full, or a file has reached this process's size limit.
     """
     try:
         yield
@@ -47,7 +42,7 @@ def full_disk_errors(folder: Path) -> Iterator[None]:
         raise
     except Exception as error:
         said = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        # numpy says only how much it wrote, OpenVINO and protobuf nothing at all.
+        # numpy's error only says how much it wrote; OpenVINO's and protobuf's say nothing.
         short = isinstance(error, OSError) and error.errno is None
         if said or short or shutil.disk_usage(folder).free < FULL_DISK_BYTES:
             raise MachineError(

@@ -1,8 +1,8 @@
-"""What this machine reaches at best: read bandwidth and matrix products, measured in a fresh process.
+"""A machine's peak read bandwidth and matrix products, measured in a fresh process.
 
-Every figure is taken with all threads at once, each on data of its own: nothing waits for a slower neighbor, as it would
-inside one product that is shared out, so a busy machine disturbs the figures least. A round lasts some milliseconds, less
-than a scheduler's time slice, and the best round counts: a floor wants what the machine can do, not what it was let do.
+All threads run at once, each on its own data: none waits for a slower one, as within a shared product, so a busy machine disturbs the
+figures least. A round takes a few milliseconds, less than a scheduler's time slice, and the best round counts: a floor needs what the
+machine can do.
 """
 
 import ctypes
@@ -14,11 +14,8 @@ from itertools import cycle
 from pathlib import Path
 from statistics import median
 from threading import Barrier, Thread
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-import psutil
-from numpy.typing import NDArray
 from pydantic import Field
 
 from optbench.errors import MachineError
@@ -27,6 +24,10 @@ from optbench.machine.frozen import Frozen
 from optbench.machine.progress import Progress, silent
 from optbench.machine.worker import Worker
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
 __all__ = ["Arithmetic", "Peaks", "last_level_cache_bytes", "measure_peaks"]
 
 logger = logging.getLogger(__name__)
@@ -34,29 +35,28 @@ logger = logging.getLogger(__name__)
 Arithmetic = Literal["fp32", "bf16", "int8"]
 Kernel = Callable[[], object]
 
-# Large enough that the last level's cache holds little of it, small enough for any machine that holds a model.
+# Large enough that the last-level cache holds little of it, small enough for any machine that holds a model.
 READ_BUFFERS_OF_CACHE = 16
 READ_BYTES_MIN, READ_BYTES_MAX = 256 * 2**20, 2**30
-# A round of reading: a millisecond or two.
+# One round of reads: a millisecond or two.
 ROUND_BYTES, READ_SECTIONS = 128 * 2**20, 8
-# (rows a thread, inputs, outputs): the projections of a body of hidden 1024; rows enough to be bound by arithmetic.
+# (rows per thread, inputs, outputs): the projections of a body of hidden size 1024, with enough rows to be bound by arithmetic.
 SHAPES = ((256, 1024, 1024), (256, 1024, 4096))
 READ_SECONDS, GEMM_SECONDS = 1.0, 1.0
 ROUNDS_MIN = 5
 
 
 class Peaks(Frozen):
-    """The best that was measured.
+    """Measured peaks.
 
     Attributes:
-        threads: that ran at once.
         read_gb_per_s: streaming read of memory by all threads, 1e9 bytes per second.
         cache_bytes: the last-level caches that this process's cores share; 0 where unknown.
-        cache_read_gb_per_s: the same read of a buffer of half that size; None where the size is unknown.
-        gemm_tops: matrix products by arithmetic, 1e12 operations per second, a multiply-add counting as two; int8 is uint8 by
-            int8 or int8 by int8 into int32. bf16 only where the CPU has it.
-        kernels: which library's product or which reader was best, by figure.
-        medians: each figure's middle round; far below the peak on a busy machine.
+        cache_read_gb_per_s: the same with a buffer of half that size; None where the size is unknown.
+        gemm_tops: matrix products by arithmetic, 1e12 operations per second, where a multiply-add counts as two; int8 is uint8 by int8 or
+            int8 by int8 into int32. bf16 only where the CPU has it.
+        kernels: by figure, the reader or the library's product that was fastest.
+        medians: by figure, the median round; far below the peak on a busy machine.
     """
 
     threads: int = Field(ge=1)
@@ -69,26 +69,21 @@ class Peaks(Frozen):
 
 
 def measure_peaks(threads: int | None = None, progress: Progress = silent) -> Peaks:
-    """Measure them in a fresh process; about ten seconds on a quiet machine.
-
-    Args:
-        threads: what affinity and cgroup quota allow when left out.
-        progress: called with a phrase and the share done.
+    """Measure the peaks in a fresh process, in about ten seconds on a quiet machine; with `usable_threads()` by default.
 
     Raises:
-        MachineError: the process was killed, or there is too little memory to read from.
+        MachineError: the process was killed, or there is too little free memory.
     """
-    # Each library gets one thread: the threads here are ours.
+    # One thread per library: the threads are started here.
     one = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     with Worker(serve_peaks, {"threads": threads or usable_threads()}, one) as worker:
         return Peaks.model_validate(worker.request({}, progress))
 
 
 def last_level_cache_bytes(root: Path = Path("/sys/devices/system/cpu")) -> int:
-    """The last-level caches that the cores of this process share, summed; 0 where the kernel does not say."""
-    cpus = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else ()
+    """The total size of the last-level caches of this process's cores; 0 where the kernel does not say."""
     caches: dict[str, tuple[int, int]] = {}
-    for cpu in cpus:
+    for cpu in os.sched_getaffinity(0):
         for folder in (root / f"cpu{cpu}" / "cache").glob("index*"):
             try:
                 if (folder / "type").read_text().strip() == "Instruction":
@@ -107,11 +102,11 @@ def serve_peaks(payload: dict[str, Any], progress: Progress) -> Iterator[Any]:
     yield
     threads = int(payload["threads"])
     cache = last_level_cache_bytes()
-    kernels: dict[str, str] = Field(default_factory=dict)
-    medians: dict[str, float] = Field(default_factory=dict)
+    kernels: dict[str, str] = {}
+    medians: dict[str, float] = {}
 
     def best(figure: str, candidates: dict[str, tuple[list[Kernel], int]], seconds: float) -> float:
-        """The best rate over kernels of the same figure, in work per second; kernels maps a name to one kernel a thread and the work."""
+        """The best rate among candidates, in work per second; each maps a name to one kernel per thread and their work."""
         found: dict[str, tuple[float, float]] = {}
         for name, (each, work) in candidates.items():
             taken = time_rounds(each, seconds)
@@ -125,10 +120,10 @@ def serve_peaks(payload: dict[str, Any], progress: Progress) -> Iterator[Any]:
     read = best("read_gb_per_s", _readers(size, READ_SECTIONS, threads), READ_SECONDS) / 1e9
     progress("reading the cache", 0.1)
     cache_read = best("cache_read_gb_per_s", _readers(cache // 2, 1, threads), READ_SECONDS / 2) / 1e9 if cache else None
-    tops: dict[str, float] = Field(default_factory=dict)
-    wanted = ["fp32", "int8", *(["bf16"] if read_machine().has_bf16 else [])]
-    for index, arithmetic in enumerate(wanted):
-        progress(f"multiplying {arithmetic} matrices", 0.2 + 0.8 * index / len(wanted))
+    tops: dict[str, float] = {}
+    arithmetics = ["fp32", "int8", *(["bf16"] if read_machine().has_bf16 else [])]
+    for index, arithmetic in enumerate(arithmetics):
+        progress(f"multiplying {arithmetic} matrices", 0.2 + 0.8 * index / len(arithmetics))
         tops[arithmetic] = best(arithmetic, _products(arithmetic, threads), GEMM_SECONDS) / 1e12
     yield {
         "threads": threads,
@@ -142,16 +137,13 @@ def serve_peaks(payload: dict[str, Any], progress: Progress) -> Iterator[Any]:
 
 
 def time_rounds(kernels: list[Kernel], seconds: float, clock: Callable[[], float] = time.perf_counter) -> list[float]:
-    """Run the kernels at once, each in a thread of its own, round after round.
+    """Run the kernels at once, each in its own thread, round after round, for some seconds and at least ROUNDS_MIN rounds.
 
-    Args:
-        kernels: one a thread; each lets go of the GIL while it works.
-        seconds: how long in all; at least ROUNDS_MIN rounds are run.
-        clock: seconds.
+    Each kernel releases the GIL while it works.
 
     Returns:
-        seconds of each round, from the first kernel's start to the last one's end. The first round, which touches the
-        memory and builds the kernels, is not among them.
+        seconds of each round, from the first kernel's start to the last one's end. The first round, which touches the memory and builds
+        the kernels, is left out.
     """
     spans: list[list[tuple[float, float]]] = [[] for _ in kernels]
     failures: list[BaseException] = []
@@ -175,7 +167,7 @@ def time_rounds(kernels: list[Kernel], seconds: float, clock: Callable[[], float
             start = clock()
             try:
                 kernel()
-            except Exception as error:  # handed to the caller below: an exception in a thread is otherwise only printed
+            except Exception as error:  # raised below: an exception in a thread is otherwise only printed
                 failures.append(error)
             mine.append((start, clock()))
 
@@ -190,33 +182,31 @@ def time_rounds(kernels: list[Kernel], seconds: float, clock: Callable[[], float
 
 
 def _own_cpus(threads: int) -> list[int] | list[None]:
-    """A CPU for each thread where there is just one for each: on a busy machine two may else share one for seconds."""
-    allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    """One CPU for each thread, where there are as many: on a busy machine, two threads may otherwise share one for seconds."""
+    allowed = sorted(os.sched_getaffinity(0))
     return allowed if len(allowed) == threads else [None] * threads
 
 
 def _readers(size: int, sections: int, threads: int) -> dict[str, tuple[list[Kernel], int]]:
-    """Two ways to read a buffer: the C library's memchr, and numpy's maximum.
+    """Two ways to read a buffer of `size` bytes that the threads share: the C library's memchr, and numpy's maximum.
 
-    Args:
-        size: of the buffer, in bytes.
-        sections: of each thread's part; a round reads the next few, so that a large buffer needs no long round.
-        threads: that share the buffer.
+    A round reads the next few sections of each thread's part, so that rounds stay short for a large buffer.
     """
+    import numpy as np
+    import psutil
+
     if psutil.virtual_memory().available < 2 * size:
-        raise MachineError(
-            f"{size / 1e6:.0f} MB are wanted to measure the read bandwidth, and less than twice that is free; close programs"
-        )
-    # Written, not just allocated: untouched pages are all one page of zeros.
+        raise MachineError(f"measuring the read bandwidth needs twice {size / 1e6:.0f} MB of free memory; close other programs")
+    # Written, not only allocated: untouched pages all map to one page of zeros.
     buffer = np.full((threads, sections, max(1, size // 4 // threads // sections)), 1.0, dtype=np.float32)
     count = max(1, round(ROUND_BYTES / threads / buffer[0, 0].nbytes))
     memchr = ctypes.CDLL(None).memchr
     memchr.argtypes, memchr.restype = (ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t), ctypes.c_void_p
 
-    def search(section: NDArray[np.float32]) -> None:
-        memchr(section.ctypes.data, 0x55, section.nbytes)  # 1.0 is 00 00 80 3f, so the search goes through to the end
+    def search(section: "NDArray[np.float32]") -> None:
+        memchr(section.ctypes.data, 0x55, section.nbytes)  # 1.0 is 00 00 80 3f: the search runs to the end
 
-    def reader(read: Callable[[NDArray[np.float32]], object], part: NDArray[np.float32]) -> Kernel:
+    def reader(read: "Callable[[NDArray[np.float32]], object]", part: "NDArray[np.float32]") -> Kernel:
         coming = cycle(part)
         return lambda: [read(next(coming)) for _ in range(count)]
 
@@ -225,7 +215,8 @@ def _readers(size: int, sections: int, threads: int) -> dict[str, tuple[list[Ker
 
 
 def _products(arithmetic: str, threads: int) -> dict[str, tuple[list[Kernel], int]]:
-    """Every kernel for one arithmetic and shape: onnxruntime's MLAS, torch's oneDNN."""
+    """The kernels for one arithmetic: onnxruntime's MLAS, torch's oneDNN."""
+    import numpy as np
     import torch
 
     torch.set_num_threads(1)
@@ -244,7 +235,7 @@ def _products(arithmetic: str, threads: int) -> dict[str, tuple[list[Kernel], in
             try:
                 found[f"{name} {m}x{k}x{n}"] = [make(m, k, n) for _ in range(threads)], 2 * m * k * n * threads
             except (RuntimeError, NotImplementedError) as error:
-                # A library without this product for this CPU is no news here: the other one is measured.
+                # The library lacks this product for this CPU: the other one is measured.
                 logger.info("%s has no %s product: %s", name, arithmetic, error)
     return found
 
@@ -256,16 +247,17 @@ def _torch_product(dtype: Any, m: int, k: int, n: int) -> Kernel:
     if dtype == torch.int8:
         left, right = (torch.randint(-127, 128, size, dtype=dtype, generator=generator) for size in ((m, k), (k, n)))
         whole = torch.empty(m, n, dtype=torch.int32)
-        torch._int_mm(left, right, out=whole)  # refuses here, and not in a thread
+        torch._int_mm(left, right, out=whole)  # an unsupported CPU raises here, not in a thread
         return lambda: torch._int_mm(left, right, out=whole)
     left, right = (torch.randn(*size, generator=generator).to(dtype) for size in ((m, k), (n, k)))
     out = torch.empty(m, n, dtype=dtype)
-    # (out, in), as a Linear keeps its weight: the faster of the two layouts in bf16.
+    # (out, in), as a Linear stores its weight: the faster layout in bf16.
     return lambda: torch.mm(left, right.t(), out=out)
 
 
 def _onnxruntime_product(operator: str, left: Any, right: Any, m: int, k: int, n: int) -> Kernel:
-    """A graph of one product whose second factor is a constant, so that it is packed once, as weights are."""
+    """A graph of one product whose second factor is a constant, and so packed once, as weights are."""
+    import numpy as np
     import onnxruntime
     from onnx import helper, numpy_helper
 
@@ -284,7 +276,7 @@ def _onnxruntime_product(operator: str, left: Any, right: Any, m: int, k: int, n
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    # Bound to memory of its own: else each round would allocate its output anew.
+    # Bound to one buffer: otherwise each round would allocate its output.
     binding = session.io_binding()
     binding.bind_cpu_input("a", row)
     binding.bind_output("y", "cpu")

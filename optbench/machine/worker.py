@@ -1,9 +1,9 @@
-"""Run one function of optbench in a fresh process, and talk with it in JSON lines.
+"""Run one function of optbench in a fresh process, and exchange JSON lines with it.
 
-Timed work needs a process nobody else has warmed or filled, a step's peak memory can only be read off a process of its
-own, and memory that a library leaks goes back when that process ends. The parent blocks on a pipe and never spins.
-The child dies with its parent (Linux: PR_SET_PDEATHSIG), so a `kill -9` leaves nothing running. Linux counts the parent's
-thread: a worker belongs to the thread that started it, and that thread must outlive it.
+Timing needs a process that nothing else has warmed or filled, a step's peak memory is only visible in a process of its own, and memory
+that a library leaks is freed when that process ends. The parent blocks on a pipe and never spins. The child dies with its parent (Linux:
+PR_SET_PDEATHSIG), so a `kill -9` leaves nothing running. Linux ties this to the parent's thread: the thread that started a worker must
+outlive it.
 """
 
 import contextlib
@@ -23,35 +23,31 @@ from typing import Any, TextIO
 
 from optbench import errors
 from optbench.errors import MachineError, OptbenchError
+from optbench.machine.extras import missing_extra
 from optbench.machine.progress import Progress
 
 __all__ = ["Serving", "Worker", "peak_rss_bytes"]
 
 Serving = Callable[[dict[str, Any], Progress], Iterator[Any]]
-"""What a worker serves: `next` prepares it, and each `send` of a request yields the answer."""
-
+"""What a worker runs: `next` prepares it, and each `send` of a request yields the answer."""
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 STDERR_TAIL_BYTES = 4000
-# Where this optbench lies comes last, so that nothing beside it hides a module of the standard library.
+# optbench's own folder comes last, so that nothing beside it hides a module of the standard library.
 START = "import sys; sys.path.append(sys.argv[1]); from optbench.machine.worker import main; main()"
 
 
 def peak_rss_bytes() -> int:
-    """The largest resident set this process has had, in bytes (file-backed pages included)."""
-    # getrusage carries the peak of the process that started this one over fork and exec; VmHWM begins anew.
-    try:
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass  # not Linux
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    """The largest resident set of this process so far, in bytes, file-backed pages included."""
+    # getrusage carries the parent's peak over fork and exec; VmHWM starts at zero.
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # gVisor's kernel has no VmHWM
 
 
 def _inherited(python: Path | None) -> dict[str, str]:
-    """This process's variables; for another interpreter without those that would show it this one's packages."""
+    """This process's environment; for another interpreter, without the variables that lead to this one's packages."""
     hidden = () if python is None else ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
     return {name: value for name, value in os.environ.items() if name not in hidden}
 
@@ -59,20 +55,20 @@ def _inherited(python: Path | None) -> dict[str, str]:
 class Worker:
     """A child process that serves one function.
 
-    The function takes the payload and a `Progress`, and is a generator that is sent each request and yields its answer.
+    The function takes the payload and a `Progress`. It is a generator that is sent each request and yields its answer.
     """
 
     def __init__(
         self, function: Serving, payload: Mapping[str, Any], environment: Mapping[str, str] | None = None, *, python: Path | None = None
     ) -> None:
-        """Start the process; it loads nothing until the first request.
+        """Start the process; it imports nothing until the first request.
 
         Args:
-            function: at the top of a module; only its name crosses, so the child imports that module and no other.
+            function: at the top of a module; the child gets its name, and imports that module and no other.
             payload: JSON-serializable argument.
-            environment: variables set for the child only (`ONEDNN_MAX_CPU_ISA`, say).
-            python: the interpreter of another virtual environment, 3.11 or later, for libraries that cannot be installed
-                beside this one's; optbench itself need not be installed there.
+            environment: variables set for the child only, such as `ONEDNN_MAX_CPU_ISA`.
+            python: the interpreter of another virtual environment, 3.11 or later, for libraries that cannot be installed beside this
+                one's; optbench itself need not be installed there.
         """
         self.target = target = f"{function.__module__}:{function.__qualname__}"
         home = Path(__file__).parents[2]
@@ -84,7 +80,7 @@ class Worker:
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  # closed in close()
         try:
             self._process = subprocess.Popen(
-                # -P: a folder that happens to be current, a stranger's model say, is not searched for modules.
+                # -P: the current folder, perhaps a stranger's model, is not searched for modules.
                 [str(python or sys.executable), "-P", "-c", START, *map(str, (home, request_read, reply_write, os.getpid()))],
                 stdin=subprocess.DEVNULL,
                 stdout=self._stderr,  # what a library prints must not reach optbench's stdout
@@ -95,9 +91,7 @@ class Worker:
         except OSError as error:
             for file in (self._requests, self._replies, self._stderr):
                 file.close()
-            raise MachineError(
-                f"a process for {target} cannot be started: {error.strerror}; close other programs, then run again"
-            ) from error
+            raise MachineError(f"cannot start a process for {target}: {error.strerror}; close other programs, then run again") from error
         finally:
             os.close(request_read)
             os.close(reply_write)
@@ -117,16 +111,16 @@ class Worker:
     def request(self, message: Mapping[str, Any], on_progress: Progress | None = None) -> Any:
         """Send one request and block until its answer.
 
-        After an error from the child the next request begins the function anew.
+        After an error from the child, the next request starts the function again.
 
         Raises:
-            OptbenchError: of the class and with the words that the child raised.
-            MachineError: the child was killed; says by which signal and what that usually means.
+            OptbenchError: what the child raised, with its class and message.
+            MachineError: the child was killed; names the signal and the usual cause.
         """
         self._send(json.dumps(message))
         for line in self._replies:
             if not line.endswith("\n"):
-                break  # it was killed in the middle of its answer
+                break  # killed in the middle of its answer
             reply = json.loads(line)
             if "progress" in reply:
                 if on_progress is not None:
@@ -148,10 +142,10 @@ class Worker:
         if code < 0:
             name = signal.Signals(-code).name
             if code == -signal.SIGKILL:
-                cause = "usually by the kernel for want of memory: close other programs or use a machine with more, then run again"
+                cause = "usually by the kernel when memory runs out: close other programs or use a machine with more, then run again"
             else:
-                cause = "most likely a fault in a library that it calls: report it with these last words"
-            return MachineError(f"the process of {self.target} was ended by {name}, {cause}. {tail}".rstrip())
+                cause = "most likely a fault in a library that it calls: report it with this output"
+            return MachineError(f"the process of {self.target} was killed by {name}, {cause}. {tail}".rstrip())
         return RuntimeError(f"the process of {self.target} ended with status {code}:\n{tail}")
 
     @property
@@ -160,12 +154,12 @@ class Worker:
         return self._process.pid
 
     def close(self) -> None:
-        """End the process; calling it twice is harmless."""
+        """Kill the process; calling it twice is harmless."""
         for pipe in (self._requests, self._replies):
             with contextlib.suppress(OSError):
                 pipe.close()
         if self._process.poll() is None:
-            # It holds nothing that must be saved: what it wrote is sealed by the parent or thrown away.
+            # It holds nothing to save: the parent seals what it wrote, or deletes it.
             self._process.kill()
             self._process.wait()
         self._stderr.close()
@@ -178,7 +172,7 @@ class Worker:
 
 
 def serve(requests: TextIO, replies: TextIO) -> None:
-    """The child's side: read the target, then answer requests until the parent closes the pipe."""
+    """The child's side: import the target, then answer requests until the parent closes the pipe."""
 
     def send(message: Mapping[str, Any]) -> None:
         replies.write(json.dumps(message) + "\n")
@@ -197,28 +191,30 @@ def serve(requests: TextIO, replies: TextIO) -> None:
                 handler = function(first["payload"], report_progress)
                 next(handler)
             send({"answer": handler.send(json.loads(line))})
-        except OptbenchError as error:
+        except Exception as error:
             handler = None
-            # The nearest class that errors.py knows: the parent can raise no other.
-            name = next(each.__name__ for each in type(error).__mro__ if each.__name__ in errors.__all__)
-            send({"error": name, "message": str(error)})
-        except MemoryError:
-            handler = None
-            needed = f"{first['target']}: out of memory; close other programs or use a machine with more, then run again"
-            send({"error": "MachineError", "message": needed})
-        except Exception:
-            handler = None
-            send({"error": "bug", "message": traceback.format_exc()})
+            send(_error_reply(error, first["target"]))
+
+
+def _error_reply(error: Exception, target: str) -> dict[str, str]:
+    """What the parent raises for an error: the nearest class of errors.py, or for a bug a message with the traceback."""
+    if isinstance(error, MemoryError):
+        error = MachineError(f"{target}: out of memory; close other programs or use a machine with more, then run again")
+    elif isinstance(error, ModuleNotFoundError):
+        error = missing_extra(error, target) or error
+    if not isinstance(error, OptbenchError):
+        return {"error": "bug", "message": traceback.format_exc()}
+    nearest = next(each.__name__ for each in type(error).__mro__ if each.__module__ == errors.__name__)
+    return {"error": nearest, "message": str(error)}
 
 
 def main() -> None:
-    """The child's whole life: `START home request_fd reply_fd parent_pid`."""
+    """Run as the child: `START home request_fd reply_fd parent_pid`."""
     request_fd, reply_fd, parent = (int(argument) for argument in sys.argv[2:])
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets Ctrl-C too, and ends this process
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it died before the line above
-            return
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets Ctrl-C too, and kills this process
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before the line above
+        return
     for inherited in (request_fd, reply_fd):
         os.set_inheritable(inherited, False)  # a program that a library starts must not hold the pipes open
     with os.fdopen(request_fd, encoding="utf-8") as requests, os.fdopen(reply_fd, "w", encoding="utf-8") as replies:

@@ -1,5 +1,5 @@
-"""Measuring.
+"""Measurements of artifacts: latency, accuracy, fidelity, stability and memory.
 
-In: artifacts with the engines that open them, and judged texts. Out: latency, accuracy, fidelity, stability and memory as frozen results
-with intervals. Timed code runs in fresh processes, and candidates take turns.
+In: artifacts with the engines that open them, and judged texts. Out: frozen results with
+confidence intervals. Timed code runs in fresh processes, and candidates are timed in alternation.
 """

@@ -1,10 +1,10 @@
-"""Accuracy: how well a model's vectors rank what people judged, query by query.
+"""Accuracy: how well a model's vectors rank documents against human judgments, query by query.
 
-Documents and queries go through the same `encode`, each text once, longest last; rankings are by cosine, and the metrics come
-from ir-measures (trec_eval's code). Values are kept per query, because only paired ones can tell two models apart.
+Documents and queries go through the same `encode`, each text once, shortest first. Rankings are by cosine; ir-measures (trec_eval's
+code) computes the metrics. Values are kept per query, because comparing two models takes paired values.
 
-Beside the fp32 base a model has two accuracies: with documents and queries of its own, and with its queries against the document
-vectors that the base made, as in a team's index that exists already.
+A model has two accuracies: with its own vectors for queries and documents, and with its queries against the fp32 base's document
+vectors, as in an existing index.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -35,23 +35,20 @@ __all__ = [
 Side = Literal["query", "document"]
 Vectors = NDArray[np.float32]
 Encode = Callable[[Sequence[str], Side], Vectors]
-"""Texts without prompts and their side, to (texts, dimension): the encoder puts the side's prompt in front."""
+"""Embeds texts of one side: (texts, dimension). It prepends the side's prompt."""
 
 Index = Literal["own", "fp32"]
-"""Whose document vectors are searched: the measured model's own, or those that the fp32 base made."""
+"""Whose document vectors are searched: the measured model's own, or the fp32 base's."""
 
 CUTOFF = 10
-# Documents that are embedded and ranked at a time: 64 MB of vectors at dimension 1024. Sorting by length within so many leaves
-# next to no padding.
+# Documents embedded and ranked at a time: 64 MB of vectors at dimension 1024. Sorted by length, so many need almost no padding.
 WINDOW = 16_384
 
 
 class QuerySide(Frozen):
-    """A model's queries against the document vectors of the fp32 base.
+    """A model's queries against the document vectors of the fp32 base; `metrics` and `overlap` are as in `AccuracyResult`.
 
-    Attributes:
-        metrics: as those of `AccuracyResult`. For pairs: the first sentence embedded by the model, the second by the base.
-        overlap: as that of `AccuracyResult`.
+    In a task of pairs, the model embeds the first sentence and the base the second.
     """
 
     metrics: dict[str, dict[str, float]]
@@ -62,18 +59,16 @@ class AccuracyResult(Frozen):
     """A model's accuracy on one task.
 
     Attributes:
-        task: the task's name.
-        synthetic: the task is made up; say so wherever its figures appear.
-        language: of the task's texts.
-        main_metric: the metric a verdict reads.
-        n_queries: queries (or pairs) that `main_metric` is over.
-        n_left_out: queries left out of it because no ranking of theirs can be right or wrong.
-        n_documents: documents that were ranked; 0 for pairs.
-        metrics: name to query id to value; `full nDCG@10` stands beside `nDCG@10` where both rankings were asked for.
-        weight: of the task in the mean over tasks.
-        overlap: query id to the share of the fp32 base's ten nearest documents that are among the model's own ten nearest, out of
-            all documents that the task embeds, in any order; None for the base itself and for pairs.
-        query_side: the same with the base's documents; None for the base itself, and where the two models' dimensions differ.
+        synthetic: the task's texts are synthetic; reports say so next to every figure.
+        main_metric: the metric that the verdict uses.
+        n_queries: queries (or pairs) that `main_metric` averages.
+        n_left_out: queries left out because every ranking of theirs scores the same.
+        n_documents: documents ranked; 0 for pairs.
+        metrics: name to query id to value; has both `nDCG@10` and `full nDCG@10` if both rankings were requested.
+        weight: the task's weight in the mean over tasks.
+        overlap: query id to the share of the fp32 base's ten nearest documents that are also among the model's ten nearest, in any
+            order, over all documents of the task; None for the base itself and for pairs.
+        query_side: accuracy in the base's index; None for the base itself, and if the two models' dimensions differ.
     """
 
     task: str
@@ -89,15 +84,15 @@ class AccuracyResult(Frozen):
     query_side: QuerySide | None = None
 
     def mean(self, name: str | None = None) -> float:
-        """A metric's mean over the queries; that of `main_metric` when no name is given."""
+        """The mean of a metric over the queries; by default of `main_metric`."""
         values = self.metrics[name or self.main_metric]
         return sum(values.values()) / len(values)
 
     def on_index(self, index: Index) -> Self:
-        """This result as it is on that index; nothing but `metrics` and `overlap` differs.
+        """This result with the `metrics` and `overlap` of that index.
 
         Raises:
-            MeasureError: it was not measured on the fp32 base's.
+            MeasureError: it was not measured on the fp32 base's index.
         """
         if index == "own":
             return self
@@ -117,19 +112,19 @@ def measure_accuracy(
 ) -> AccuracyResult:
     """Run a task.
 
-    Documents pass by in windows, so that memory does not grow with the corpus.
+    Documents are embedded window by window, so memory does not grow with the corpus.
 
     Args:
         encode: the model.
-        data: what `task.load()` gave.
-        base: the fp32 base, for `overlap` and `query_side`. It is asked for the vectors of all documents again: keep them.
-        document_embeddings: (len(data.candidates), dimension), rows of length 1, a memory map will do: an index that exists
-            already; `encode` then embeds no document.
-        query_embeddings: (len(data.queries), dimension), likewise.
-        on_window: is told, before documents are embedded, which window of how many comes.
+        data: from `task.load()`.
+        base: the fp32 base, for `overlap` and `query_side`. It embeds all documents again, so cache its vectors.
+        document_embeddings: (len(data.candidates), dimension), rows of length 1, possibly memory-mapped: an existing index. With it,
+            `encode` embeds no document.
+        query_embeddings: (len(data.queries), dimension), in the same form.
+        on_window: called before each window of documents with its index and the number of windows.
 
     Raises:
-        MeasureError: the model gave NaN, infinity, zero or a wrong shape; names the first text.
+        MeasureError: the model returned NaN, infinity, zero vectors or a wrong shape; names the first text.
         TaskError: no query can be ranked.
     """
     if isinstance(data, PairData):
@@ -142,15 +137,16 @@ def measure_accuracy(
     if base is not None:
         base_queries = embed_queries(base, data)
         reference = _nearest(data, base_queries)
-        # Queries of another dimension find nothing in the base's index.
-        beside = _Rankings(data, queries) if queries.shape == base_queries.shape else None
+        # Queries of another dimension cannot be searched in the base's index.
+        in_base_index = _Rankings(data, queries) if queries.shape == base_queries.shape else None
         for window in embed_documents(base, data):
             reference.add(window)
-            if beside is not None:
-                beside.add(window)
+            if in_base_index is not None:
+                in_base_index.add(window)
         nearest = _ranked(data, reference)
         overlap = own.overlap(nearest)
-        query_side = None if beside is None else QuerySide(metrics=beside.metrics(), overlap=beside.overlap(nearest))
+        if in_base_index is not None:
+            query_side = QuerySide(metrics=in_base_index.metrics(), overlap=in_base_index.overlap(nearest))
     metrics = own.metrics()
     main_metric = f"nDCG@{CUTOFF}"
     n_queries = len(metrics[main_metric])
@@ -170,12 +166,12 @@ def measure_accuracy(
 
 
 def _nearest(data: RetrievalData, queries: Vectors) -> NearestDocuments:
-    """Keeps one more than is asked for where a query's own document will be left out."""
+    """Keep one more document if a query's own document will be dropped."""
     return NearestDocuments(queries, CUTOFF + data.without_itself)
 
 
 def _ranked(data: RetrievalData, nearest: NearestDocuments) -> list[tuple[str, ...]]:
-    """The best documents of each query, at most as many as are asked for."""
+    """The CUTOFF best documents of each query, best first."""
     tops = nearest.ranked(data.candidates)
     if not data.without_itself:
         return tops
@@ -183,13 +179,13 @@ def _ranked(data: RetrievalData, nearest: NearestDocuments) -> list[tuple[str, .
 
 
 class _Rankings:
-    """Every ranking that a task asks for, of one set of queries, over documents that pass by in windows."""
+    """All rankings of a task for one set of queries, over documents that arrive window by window."""
 
     def __init__(self, data: RetrievalData, queries: Vectors) -> None:
         self._data, self._dimension, self._rows = data, queries.shape[1], 0
         self._nearest = _nearest(data, queries)
-        wanted: tuple[Literal["judged", "full"], ...] = ("judged", "full") if data.ranking == "both" else (data.ranking,)
-        self._rankable = {ranking: data.rankable(ranking) for ranking in wanted}
+        rankings: tuple[Literal["judged", "full"], ...] = ("judged", "full") if data.ranking == "both" else (data.ranking,)
+        self._rankable = {ranking: data.rankable(ranking) for ranking in rankings}
         for ranking, rankable in self._rankable.items():
             if not rankable:
                 raise TaskError(
@@ -204,7 +200,7 @@ class _Rankings:
             self._pools = PoolScores(queries[[row[query] for query in judged]], data.candidates, pools, CUTOFF)
 
     def add(self, window: Vectors) -> None:
-        """The next documents, (documents, dimension)."""
+        """Rank the next documents: (documents, dimension)."""
         self._rows += len(window)
         self._check(window.shape[1], self._rows <= len(self._data.candidates))
         self._nearest.add(window)
@@ -214,12 +210,12 @@ class _Rankings:
     def _check(self, dimension: int, rows_fit: bool) -> None:
         if dimension != self._dimension or not rows_fit:
             raise MeasureError(
-                f"{self._data.name}: document vectors have shape {(self._rows, dimension)}, "
-                f"{(len(self._data.candidates), self._dimension)} wanted; embed this task's documents with the model of the queries"
+                f"{self._data.name}: document vectors have shape {(self._rows, dimension)}; expected "
+                f"{(len(self._data.candidates), self._dimension)}; embed documents and queries of this task with one model"
             )
 
     def metrics(self) -> dict[str, dict[str, float]]:
-        """Values by metric and query, once all documents have passed."""
+        """Values by metric and query, once all documents have been added."""
         self._check(self._dimension, self._rows == len(self._data.candidates))
         found: dict[str, dict[str, float]] = {}
         for ranking, rankable in self._rankable.items():
@@ -232,7 +228,7 @@ class _Rankings:
         return found
 
     def overlap(self, reference: Sequence[Sequence[str]]) -> dict[str, float]:
-        """The share of each query's reference documents that are among its nearest here."""
+        """The share of each query's reference documents that are also its nearest here."""
         nearest = _ranked(self._data, self._nearest)
         shares = [len(set(old) & set(new)) / len(old) for old, new in zip(reference, nearest, strict=True)]
         return {query: round(share, 6) for query, share in zip(self._data.queries, shares, strict=True)}
@@ -241,7 +237,7 @@ class _Rankings:
 def embed_documents(
     encode: Encode, data: RetrievalData, on_window: Callable[[int, int], None] = lambda window, windows: None
 ) -> Iterator[Vectors]:
-    """The vectors of `data.candidates` in that order, window after window: (documents, dimension) each."""
+    """Embed `data.candidates` in order, window by window: (documents, dimension) each."""
     windows = -(-len(data.candidates) // WINDOW)
     for window in range(windows):
         on_window(window, windows)
@@ -250,31 +246,31 @@ def embed_documents(
 
 
 def embed_queries(encode: Encode, data: RetrievalData) -> Vectors:
-    """The vectors of `data.queries`, (queries, dimension), in that order."""
+    """Embed `data.queries` in order: (queries, dimension)."""
     return embed_texts(encode, list(data.queries.values()), "query")
 
 
 def embed_texts(encode: Encode, texts: Sequence[str], side: Side) -> Vectors:
-    """Embed each distinct text once, in order of length, so that a batch holds little padding.
+    """Embed each distinct text once, sorted by length to keep padding low.
 
     Returns:
         (texts, dimension) float32, rows of length 1.
 
     Raises:
-        MeasureError: NaN, infinity, zero or a wrong shape; names the first text.
+        MeasureError: NaN, infinity, a zero vector or a wrong shape; names the first text.
     """
     if not texts:
         raise TaskError("no texts to embed; a task needs at least one query and one document")
     distinct = sorted(set(texts), key=lambda text: (len(text), text))
     vectors = np.asarray(encode(distinct, side), dtype=np.float32)
     if vectors.ndim != 2 or len(vectors) != len(distinct):
-        raise MeasureError(f"the model gave vectors of shape {vectors.shape} for {len(distinct)} texts; (texts, dimension) wanted")
+        raise MeasureError(f"the model returned vectors of shape {vectors.shape}; expected ({len(distinct)}, dimension)")
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     unusable = np.flatnonzero(~np.isfinite(lengths) | (lengths == 0))
     if unusable.size:
         raise MeasureError(
             f"broken model: NaN, infinity or zero for {unusable.size} of {len(distinct)} texts, first {distinct[unusable[0]]!r:.120}; "
-            "leave out the step that made it, or change its options"
+            "remove the step that made it, or change its options"
         )
     row = {text: index for index, text in enumerate(distinct)}
     unit: Vectors = (vectors / lengths)[[row[text] for text in texts]]
@@ -282,16 +278,10 @@ def embed_texts(encode: Encode, texts: Sequence[str], side: Side) -> Vectors:
 
 
 def accuracy_change(baseline: AccuracyResult, candidate: AccuracyResult, *, metric: str | None = None, seed: int = 0) -> Change:
-    """The relative change of a metric's mean from one model to another, with its 95 % interval over the queries.
-
-    Args:
-        baseline: usually fp32.
-        candidate: of the same task.
-        metric: its name; the one that judges when left out.
-        seed: of the bootstrap.
+    """The relative change of a metric's mean, by default the main metric's, with its 95 % interval over queries.
 
     Raises:
-        MeasureError: the two are not of the same task and queries.
+        MeasureError: the two results are of different tasks or queries.
     """
     name = metric or baseline.main_metric
     if baseline.task != candidate.task or name not in baseline.metrics or name not in candidate.metrics:
@@ -300,16 +290,16 @@ def accuracy_change(baseline: AccuracyResult, candidate: AccuracyResult, *, metr
 
 
 def _score(data: RetrievalData, ranked: Mapping[str, Sequence[str]], prefix: str) -> dict[str, dict[str, float]]:
-    """The metrics of rankings, by metric and query; `prefix` goes before the metrics' names."""
+    """Score rankings by metric and query; `prefix` is prepended to the metrics' names."""
     import ir_measures
 
-    # Grade 0 earns 0 in either gain; ir-measures leaves the grades that the mapping lacks as they are.
+    # Grade 0 has gain 0 in both schemes; ir-measures does not map grades that the mapping lacks.
     measures = {
         f"nDCG@{CUTOFF}": ir_measures.nDCG(gains=dict(data.gains)) @ CUTOFF,
         f"R@{CUTOFF}": ir_measures.R(rel=data.relevant_from) @ CUTOFF,
         f"MRR@{CUTOFF}": ir_measures.RR(rel=data.relevant_from) @ CUTOFF,
     }
-    # Ranks, not cosines, go to trec_eval: it holds scores as 32-bit floats and would break its own ties by document id.
+    # trec_eval gets ranks, not cosines: it stores scores as 32-bit floats and breaks ties by document id.
     run = {query: {document: float(-place) for place, document in enumerate(top)} for query, top in ranked.items()}
     judgments = {query: dict(data.relevance[query]) for query in ranked}
     values: dict[str, dict[str, float]] = {prefix + name: dict.fromkeys(ranked, 0.0) for name in measures}
@@ -348,10 +338,10 @@ def _measure_pairs(encode: Encode, data: PairData, base: Encode | None) -> Accur
 
 
 def spearman_by_pair(similarity: NDArray[np.float64], scores: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Spearman's correlation shared out over the pairs, so that it can be compared and resampled like a mean over queries.
+    """Split Spearman's correlation into one value per pair, so that it can be compared and resampled like a mean over queries.
 
-    The shares are the jackknife's pseudo-values, moved so that their mean is the correlation itself; their spread is that of the
-    correlation, ranks and ties included. Where all similarities are equal nothing is ranked and the correlation is 0.
+    The values are jackknife pseudo-values, shifted so that their mean equals the correlation. Their spread reflects the
+    correlation's sampling error, ranks and ties included. If all similarities are equal, the correlation is 0.
 
     Args:
         similarity: (pairs,), finite.
@@ -368,7 +358,7 @@ def spearman_by_pair(similarity: NDArray[np.float64], scores: NDArray[np.float64
     whole = float(np.corrcoef(*ranks)[0, 1])
     without = np.empty(n)
     for pair in range(n):
-        # Leaving a pair out lowers the ranks above its own by 1, and those tied with it by a half.
+        # Removing a pair lowers the ranks above its own by 1, and tied ranks by 0.5.
         lowered = [rank - (rank > rank[pair]) - 0.5 * (rank == rank[pair]) for rank in ranks]
         x, y = (np.delete(rank, pair) for rank in lowered)
         x, y = x - x.mean(), y - y.mean()

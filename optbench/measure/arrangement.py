@@ -1,32 +1,31 @@
-"""The same texts on different ways to the model: alone, in another order, padded, or beside other texts."""
+"""Ways to present the same texts to a model: alone, in another order, padded, or in batches."""
 
 from collections.abc import Callable, Generator, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import TypeAdapter
 
-from optbench.engines import Engine
 from optbench.machine.frozen import Frozen
 from optbench.machine.progress import Progress
+from optbench.measure.subject import Subject
+from optbench.model.padding import pad_batch
 
-__all__ = ["ALONE", "Arrangement", "embed_arranged"]
+__all__ = ["ALONE", "Arrangement", "embed_arranged", "serve_arrangements"]
 
 Vectors = NDArray[np.float32]
-# A text that is padded gets as many columns again, and at least so many.
+# Padding doubles a text's columns, and adds at least this many.
 PADDING_MIN = 8
 
 
 class Arrangement(Frozen):
-    """How the texts of one pass reach the model.
+    """How the texts of one pass are ordered, batched and padded.
 
     Attributes:
-        order: as given; turned round; so that each stands beside texts of like length; or beside texts of all lengths.
-        size: texts a run.
-        padding: the side on which a text run alone is padded to about twice its length.
+        order: `like` batches texts of similar length; `mixed` spreads the lengths over each batch.
+        size: texts per batch.
+        padding: the side on which each text, run alone, is padded to about twice its length.
     """
 
     order: Literal["given", "reversed", "like", "mixed"] = "given"
@@ -48,13 +47,7 @@ def embed_arranged(
 ) -> Vectors:
     """Embed tokenized texts in an arrangement.
 
-    Args:
-        embed: takes input_ids and attention_mask, (batch, tokens) each.
-        rows: the token ids of each text, without padding.
-        arrangement: how they are run.
-        pad_id: the id of padding.
-        longest: the model's longest input; a text that fills it has no room for padding and runs as it is.
-        progress: called with the share done.
+    `embed` takes input_ids and attention_mask, each (batch, tokens). A text of `longest` tokens, the model's maximum, is not padded.
 
     Returns:
         (texts, dimension), in the order of `rows`.
@@ -64,12 +57,14 @@ def embed_arranged(
     for start in range(0, len(order), arrangement.size):
         progress(start / len(order))
         measured = order[start : start + arrangement.size]
-        # The last batch is filled up with texts of the first, so that no text has fewer companions.
+        # The last batch is filled up with texts of the first, so that all batches have the same size.
         batch = [rows[index] for index in [*measured, *order[: arrangement.size - len(measured)]]]
         length = max(map(len, batch))
-        if arrangement.padding != "none":
+        if arrangement.padding == "none":
+            vectors = embed(*pad_batch(batch, pad_id))
+        else:
             length = max(length, min(longest, length + max(length, PADDING_MIN)))
-        vectors = embed(*_pad(batch, length, pad_id, left=arrangement.padding == "left"))
+            vectors = embed(*pad_batch(batch, pad_id, length=length, side=arrangement.padding))
         found.update(zip(measured, vectors, strict=False))
     return np.stack([found[index] for index in range(len(rows))])
 
@@ -85,29 +80,19 @@ def _order(rows: Sequence[NDArray[np.int64]], arrangement: Arrangement) -> list[
     return [index for first in range(batches) for index in by_length[first::batches]]
 
 
-def _pad(rows: Sequence[NDArray[np.int64]], length: int, pad_id: int, *, left: bool) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    ids = np.full((len(rows), length), pad_id, dtype=np.int64)
-    mask = np.zeros_like(ids)
-    for index, row in enumerate(rows):
-        place = slice(length - len(row), length) if left else slice(0, len(row))
-        ids[index, place] = row
-        mask[index, place] = 1
-    return ids, mask
-
-
 def serve_arrangements(payload: dict[str, Any], progress: Progress) -> Generator[Any, dict[str, Any], None]:
-    """The child's side: open once, then embed the payload's texts in each arrangement that is asked for."""
+    """Worker process: open the subject once, then embed the payload's texts in each requested arrangement."""
     from optbench.encoder import load
 
     answer: Any = None
     request = yield
-    engine: Engine = TypeAdapter(Engine).validate_python(payload["engine"])
-    with load(Path(payload["path"]), engine=engine) as encoder:
+    subject = Subject.received(payload)
+    with load(subject.artifact.path, engine=subject.engine) as encoder:
         rows = [encoder.tokenize([text], payload["prompt"])[0][0] for text in payload["texts"]]
         while True:
             arrangement = Arrangement.model_validate(request)
             if arrangement.padding != "none" and min(map(len, rows)) >= encoder.max_tokens:
-                answer = {"left_out": f"every text fills the model's longest input, {encoder.max_tokens} tokens: none has room for padding"}
+                answer = {"left_out": f"every text has the model's maximum of {encoder.max_tokens} tokens and cannot be padded"}
             else:
                 vectors = embed_arranged(
                     encoder.embed,
@@ -117,6 +102,6 @@ def serve_arrangements(payload: dict[str, Any], progress: Progress) -> Generator
                     longest=encoder.max_tokens,
                     progress=partial(progress, "embedding"),
                 )
-                # JSON keeps a float32 exactly, and NaN and infinities too as Python writes it.
+                # Python's JSON represents every float32 exactly, NaN and infinities included.
                 answer = {"vectors": vectors.tolist()}
             request = yield answer

@@ -1,4 +1,4 @@
-"""Embeddings of many texts by one artifact, made in a process of its own and kept by content."""
+"""Embeddings of many texts by one artifact, computed in a separate process and cached by content."""
 
 import hashlib
 import json
@@ -9,34 +9,31 @@ from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import TypeAdapter
 
-from optbench.artifact.folder import Artifact
-from optbench.engines import Engine
-from optbench.machine.cpu import Isa
 from optbench.machine.disk import full_disk_errors
 from optbench.machine.progress import Progress, silent
 from optbench.machine.worker import Worker
+from optbench.measure.subject import Subject
 
 __all__ = ["BATCH_SIZE", "TextEncoder"]
 
 Role = Literal["query", "document"]
-# A query comes alone, as a service sends it: some int8 forms give other numbers in a batch. Documents are indexed in batches.
+# Queries are embedded one at a time, as in a service: some int8 models give other vectors in a batch. Documents are indexed in batches.
 BATCH_SIZE: dict[Role, int] = {"query": 1, "document": 32}
-# Texts between two words of progress.
+# Texts between two progress reports.
 CHUNK = 256
 
 
 def serve_texts(payload: dict[str, Any], progress: Progress) -> Generator[Any, dict[str, Any], None]:
-    """The child's side: open once, then embed lists of texts into .npy files."""
+    """Worker process of `TextEncoder`: open the subject once, then embed lists of texts into .npy files."""
     from optbench.encoder import load
 
-    engine: Engine = TypeAdapter(Engine).validate_python(payload["engine"])
-    encoder = load(Path(payload["path"]), engine=engine)
+    subject = Subject.received(payload)
+    encoder = load(subject.artifact.path, engine=subject.engine)
     while True:
         request: dict[str, Any] = yield
         texts = request["texts"]
-        # Sorted once over the whole list, so that chunks do not undo the sorting inside the encoder.
+        # Sorted over the whole list: the encoder sorts only within a chunk.
         order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
         rows = np.empty((len(texts), encoder.dimension), dtype=np.float32)
         for start in range(0, len(order), CHUNK):
@@ -49,34 +46,17 @@ def serve_texts(payload: dict[str, Any], progress: Progress) -> Generator[Any, d
 
 
 class TextEncoder:
-    """An artifact in an engine, as a function from texts to vectors; what it has embedded is found again in the cache."""
+    """Embeds texts with a subject, which is opened at the first text without cached vectors."""
 
     serve = staticmethod(serve_texts)
 
-    def __init__(
-        self,
-        artifact: Artifact,
-        engine: Engine,
-        cache: Path,
-        *,
-        isa: Isa | None = None,
-        progress: Progress = silent,
-    ) -> None:
-        """Nothing is opened until something must be embedded.
-
-        Args:
-            artifact: what embeds.
-            engine: what runs it.
-            cache: a folder for the vectors.
-            isa: run as a CPU with this instruction set would.
-            progress: called with a phrase and the share done.
-        """
-        self._artifact, self._engine, self._cache, self._isa, self._progress = artifact, engine, cache, isa, progress
+    def __init__(self, subject: Subject, cache: Path, progress: Progress = silent) -> None:
+        self._subject, self._cache, self._progress = subject, cache, progress
         self._worker: Worker | None = None
         self._part, self._parts = 0, 1
 
     def begin_part(self, part: int, parts: int) -> None:
-        """The next texts are part `part`, from 0, of so many: their progress goes on from there."""
+        """Report the progress of the next call as that of part `part` (from 0) of `parts`."""
         self._part, self._parts = part, parts
 
     def __call__(self, texts: Sequence[str], role: Role) -> NDArray[np.float32]:
@@ -84,11 +64,11 @@ class TextEncoder:
         part, parts = self._part, self._parts
         self.begin_part(0, 1)
 
-        def tell(message: str, share: float | None) -> None:
+        def report_part(message: str, share: float | None) -> None:
             self._progress(message, None if share is None else (part + share) / parts)
 
-        engine = self._engine.model_dump(mode="json")
-        identity = [self._artifact.sha256, engine, self._isa, role, BATCH_SIZE[role], list(texts)]
+        subject = self._subject
+        identity = [subject.artifact.sha256, subject.engine_options, subject.isa, role, BATCH_SIZE[role], list(texts)]
         path = self._cache / f"{hashlib.sha256(json.dumps(identity).encode()).hexdigest()}.npy"
         if path.is_file():
             try:
@@ -96,15 +76,14 @@ class TextEncoder:
                 if kept.shape[0] == len(texts):
                     return kept
             except (OSError, ValueError, EOFError):
-                path.unlink()  # cut short by a full disk or a crash: made again below
+                path.unlink()  # truncated by a full disk or a crash: computed again below
         self._cache.mkdir(parents=True, exist_ok=True)
         if self._worker is None:
-            environment = self._engine.environment(self._isa) if self._isa else None
-            self._worker = Worker(self.serve, {"path": str(self._artifact.path), "engine": engine}, environment)
+            self._worker = subject.start(self.serve, {})
         with tempfile.TemporaryDirectory(dir=self._cache, prefix="staging-") as staging:
             made = Path(staging) / "rows.npy"
             request = {"texts": list(texts), "prompt": role, "batch_size": BATCH_SIZE[role], "out": str(made)}
-            self._worker.request(request, tell)
+            self._worker.request(request, report_part)
             made.replace(path)
         return np.load(path, allow_pickle=False)  # type: ignore[no-any-return]
 

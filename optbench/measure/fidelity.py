@@ -1,4 +1,4 @@
-"""Fidelity: how near a candidate's vectors stay to the reference's, text by text."""
+"""Fidelity: cosine similarity of a candidate's vectors to the reference's, text by text."""
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -13,12 +13,10 @@ class Fidelity(Frozen):
     """Cosines between a reference's and a candidate's vectors of the same texts.
 
     Attributes:
-        mean: mean cosine.
         p01: 1st percentile.
         minimum: the worst text's cosine.
         worst: that text's index.
-        n_texts: number of texts.
-        n_broken: texts to which the candidate gave NaN, an infinity or the zero vector; above 0 the model is broken.
+        n_broken: texts whose vector is NaN, infinite or zero; above 0 the model is broken.
     """
 
     mean: float
@@ -30,15 +28,7 @@ class Fidelity(Frozen):
 
 
 def measure_fidelity(reference: ArrayLike, candidate: ArrayLike) -> Fidelity:
-    """Compare two models' vectors of the same texts.
-
-    Args:
-        reference: (texts, dimension), finite, no zero row.
-        candidate: (texts, dimension), in the same order of texts.
-
-    Raises:
-        MeasureError: shapes differ, no texts, or the reference itself is broken.
-    """
+    """Compare two models' vectors of the same texts; arguments and errors as in `cosines`."""
     values = cosines(reference, candidate)
     after = np.asarray(candidate)
     broken = ~np.isfinite(after).all(axis=1) | ~after.any(axis=1)
@@ -53,7 +43,7 @@ def measure_fidelity(reference: ArrayLike, candidate: ArrayLike) -> Fidelity:
 
 
 def cosines(reference: ArrayLike, candidate: ArrayLike) -> NDArray[np.float64]:
-    """Row by row cosines, in float64 so that 0.9999 and 1 stay apart.
+    """Cosines row by row, in float64.
 
     Args:
         reference: (texts, dimension), finite, no zero row.
@@ -67,15 +57,13 @@ def cosines(reference: ArrayLike, candidate: ArrayLike) -> NDArray[np.float64]:
     """
     before, after = np.asarray(reference, dtype=np.float64), np.asarray(candidate, dtype=np.float64)
     if before.ndim != 2 or before.shape != after.shape or len(before) == 0:
-        raise MeasureError(
-            f"fidelity: reference has shape {before.shape}, candidate {after.shape}; both are (texts, dimension) of the same texts"
-        )
+        raise MeasureError(f"fidelity: reference has shape {before.shape}, candidate {after.shape}; expected two of (texts, dimension)")
     lengths = np.linalg.norm(before, axis=1)
     unusable = np.flatnonzero(~np.isfinite(lengths) | (lengths == 0))
     if unusable.size:
         raise MeasureError(
-            f"fidelity: the reference gave NaN, infinity or zero for {unusable.size} of {len(before)} texts, first text {unusable[0]}; "
-            "the reference model is broken: fetch it anew"
+            f"fidelity: the reference is NaN, infinite or zero for {unusable.size} of {len(before)} texts, first text {unusable[0]}; "
+            "the reference model is broken: download it again"
         )
     finite = np.asarray(np.isfinite(after).all(axis=1))
     after = np.where(finite[:, np.newaxis], after, 0.0)

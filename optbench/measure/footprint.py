@@ -1,4 +1,4 @@
-"""What a process holds in memory, read inside it once a model is open."""
+"""Memory of the current process, from /proc."""
 
 from pathlib import Path
 
@@ -11,13 +11,12 @@ __all__ = ["MemorySample", "read_memory"]
 
 
 class MemorySample(Frozen):
-    """Memory of the process that takes the sample, in bytes.
+    """Memory of the sampled process, in bytes.
 
     Attributes:
-        rss_bytes: resident now: anonymous, file-backed and shared memory.
-        anonymous_bytes: of it, what is the process's own and cannot be dropped.
-        file_bytes: of it, pages of mapped files, weights among them: the kernel may drop and read them again.
-        peak_rss_bytes: the most that was ever resident.
+        rss_bytes: resident memory: anonymous, file-backed and shared.
+        anonymous_bytes: private memory, which the kernel cannot drop.
+        file_bytes: pages of mapped files, such as weights; the kernel can drop and re-read them.
     """
 
     rss_bytes: int = Field(ge=0)
@@ -33,7 +32,7 @@ def read_memory(status: Path = Path("/proc/self/status")) -> MemorySample:
     """Sample this process.
 
     Raises:
-        MeasureError: the kernel does not say (Linux before 4.5, or no Linux).
+        MeasureError: the kernel does not report it (Linux before 4.5, or another system).
     """
     values = {}
     try:
@@ -43,6 +42,6 @@ def read_memory(status: Path = Path("/proc/self/status")) -> MemorySample:
                 values[key] = int(value.split()[0]) * 1024
         sample = MemorySample(**{name: values[key] for name, key in FIELDS.items()})
     except (OSError, ValueError, KeyError) as error:
-        raise MeasureError(f"{status}: no {', '.join(FIELDS.values())} in it ({error}); measure on Linux 4.5 or later") from error
-    # The kernel keeps its mark when memory is given back, so until then the mark may lie below what is resident now.
+        raise MeasureError(f"{status}: lacks {', '.join(FIELDS.values())} ({error}); measure on Linux 4.5 or later") from error
+    # The kernel updates the high-water mark lazily: it can be below the current RSS.
     return sample.model_copy(update={"peak_rss_bytes": max(sample.peak_rss_bytes, sample.rss_bytes)})

@@ -1,12 +1,11 @@
-"""Latency, measured so that two figures of one run can be compared.
+"""Latency in interleaved rounds, so that the models of one run can be compared.
 
-Each model is opened in a fresh process of its own, and some times anew in the course of the run. The parent goes round: in
-every round each process in turn times a short block at each token length, while all others wait, blocked on a pipe. So a slow
-second on a shared machine falls on every model alike, and the ratio of two models is taken round by round. Raw nanoseconds are kept.
+Each model runs in its own process, restarted several times during a run. In every round, each process in turn times a short block
+of runs at each token length while the others wait, blocked on a pipe. A slow second on a shared machine then affects every model,
+and ratios of two models are computed round by round. Raw nanoseconds are kept.
 """
 
 import gc
-import logging
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack
@@ -17,73 +16,61 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import JsonValue, TypeAdapter
+from pydantic import JsonValue
 
-from optbench.artifact.folder import Artifact, Kind
+from optbench.artifact.folder import Artifact
+from optbench.artifact.manifest import Kind
 from optbench.engines import Engine
-from optbench.machine.cpu import Isa
 from optbench.machine.frozen import Frozen
 from optbench.machine.progress import Progress, silent
 from optbench.machine.worker import Worker
 from optbench.measure.footprint import MemorySample, read_memory
 from optbench.measure.statistics import Interval, process_rounds, ratio_interval, typical_interval
+from optbench.measure.subject import Subject
 from optbench.model.checkpoint import read_body
 
 __all__ = [
-    "Cell",
     "RoundTimes",
     "ServingTimes",
     "Timing",
     "answer_rounds",
     "measure_latency",
     "measure_serving",
-    "price_folders",
     "random_inputs",
+    "time_candidates",
     "time_in_rounds",
 ]
 
-logger = logging.getLogger(__name__)
-
-# A block is long enough for the clock and the scheduler not to matter, and short enough that a round stays a round.
+# Long enough to average out the clock and the scheduler, short enough to keep a round short.
 BLOCK_NS = 40_000_000
 BLOCK_RUNS_MAX = 20
-# Warm-up ends when this many runs in a row agree to within the share.
+# Warm-up ends when this many consecutive runs agree to within this share.
 STABLE_RUNS = 4
 STABLE_SHARE = 0.05
 WARM_RUNS_MAX = 40
 WARM_SECONDS_MAX = 4.0
-# Thread pools go on spinning for some milliseconds after a run; the next process is not timed before they sleep.
+# Thread pools keep spinning for some milliseconds after a run; wait before timing the next process.
 SETTLE_SECONDS = 0.03
-# Where a process's memory happens to lie can make it slower for its whole life: all-MiniLM-L6-v2 at 8 tokens took 0.45 ms in one and
-# 0.68 ms in another, in every round. So each model is opened anew some times within a run, and the interval holds that too.
+# Memory layout can make a process slower for its whole life: all-MiniLM-L6-v2 at 8 tokens took 0.45 ms in one process and
+# 0.68 ms in another, in every round. Several processes per model put that variance into the interval.
 PROCESSES = 6
-# A second run of a length finds its arena grown and its kernels chosen; how long the first process took to settle is on record.
+# Later processes need no full warm-up: after one run of a length, the arena has grown and the kernels are chosen.
 WARM_RUNS_AGAIN = 2
-# Distinct inputs, so that no run finds exactly the last one's rows in the cache.
+# Distinct inputs, so that no run finds the previous one's embedding rows in the cache.
 DISTINCT_INPUTS = 8
 SERVING_REPEATS = 5
 
 
-class Cell(Frozen):
-    """One model in one engine: a column of the latency table."""
-
-    label: str
-    kind: Kind
-    path: Path
-    sha256: str
-    engine: Engine
-
-
 class RoundTimes(Frozen):
-    """What was measured of one model.
+    """Latency and memory of one model.
 
     Attributes:
-        load_ms: opening the model, files in the page cache or not as it happened to be.
-        memory: of its process at the end, all lengths having run.
+        load_ms: time to open the model, whatever the state of the page cache.
+        memory: of its process after all lengths have run.
         warm_runs: untimed runs before the clock started, by length.
-        unstable: lengths at which warm-up ended without the runs agreeing.
-        samples_ns: by length, one tuple a round, raw nanoseconds of each run.
-        processes: how many processes it was opened in, one after the other; the rounds are shared out among them.
+        unstable: lengths whose warm-up ended before consecutive runs agreed.
+        samples_ns: by length, one tuple per round, raw nanoseconds of each run.
+        processes: how many processes ran it, one after the other; the rounds are divided among them.
     """
 
     load_ms: float
@@ -94,7 +81,7 @@ class RoundTimes(Frozen):
     processes: int = 1
 
     def median_ms(self, length: int) -> float:
-        """The typical latency in milliseconds: `typical_ms`, or the median over all runs where there was one process."""
+        """The typical latency in milliseconds: `typical_ms`, or with one process the median over all runs."""
         if self.processes > 1:
             return self.typical_ms(length).point
         return float(np.median([ns for block in self.samples_ns[length] for ns in block])) / 1e6
@@ -104,18 +91,12 @@ class RoundTimes(Frozen):
         return typical_interval([np.array(block) / 1e6 for block in self.samples_ns[length]], processes=self.processes)
 
     def times_as_fast_as(self, other: "RoundTimes", length: int) -> Interval:
-        """By how many times this one was faster than another of the same run, with its 95 % interval over the processes."""
+        """The speed-up over another model of the same run, with its 95 % interval over the processes."""
         return ratio_interval(other.samples_ns[length], self.samples_ns[length], processes=min(self.processes, other.processes))
 
 
 class Timing(RoundTimes):
-    """What was measured of one cell.
-
-    Attributes:
-        label: the cell's.
-        sha256: the artifact's.
-        engine: the engine's options as JSON.
-    """
+    """Latency and memory of one subject."""
 
     label: str
     sha256: str
@@ -123,7 +104,7 @@ class Timing(RoundTimes):
 
 
 class ServingTimes(Frozen):
-    """One text after another through the encoder, as a service sends them; the median of a few repeats in nanoseconds, one entry a text."""
+    """Texts encoded one at a time, as in a service: one entry per text, the median of a few repeats."""
 
     tokens: tuple[int, ...]
     tokenize_ns: tuple[int, ...]
@@ -132,7 +113,7 @@ class ServingTimes(Frozen):
 
 
 def random_inputs(lengths: Sequence[int], batch: int, vocabulary: int) -> dict[int, list[tuple[NDArray[np.int64], NDArray[np.int64]]]]:
-    """Seeded random ids by length, with their masks; what they are does not change the arithmetic."""
+    """Seeded random token ids by length, with their masks; latency does not depend on the ids."""
     low = min(5, vocabulary - 1)
     found = {}
     for length in lengths:
@@ -143,21 +124,17 @@ def random_inputs(lengths: Sequence[int], batch: int, vocabulary: int) -> dict[i
 
 
 def warm_until_stable(run: Callable[[], int], clock: Callable[[], float] = time.perf_counter) -> tuple[list[int], bool]:
-    """Run until the last runs agree, or a bound is reached.
-
-    Args:
-        run: does one run, returns its nanoseconds.
-        clock: seconds.
+    """Run until the last runs agree, or a limit is reached; `run` returns nanoseconds, `clock` seconds.
 
     Returns:
-        the runs' nanoseconds, and whether the last ones agreed.
+        The nanoseconds of each run, and whether the last ones agreed.
     """
     taken: list[int] = []
     start = clock()
     while len(taken) < WARM_RUNS_MAX:
         taken.append(run())
         recent = taken[-STABLE_RUNS:]
-        # The first run of each shape grows the arena: it never counts as one that agrees.
+        # The first run of each shape grows the arena: it never counts.
         if len(taken) > STABLE_RUNS and max(recent) <= min(recent) * (1 + STABLE_SHARE):
             return taken, True
         if clock() - start > WARM_SECONDS_MAX and len(taken) >= 2:
@@ -166,7 +143,7 @@ def warm_until_stable(run: Callable[[], int], clock: Callable[[], float] = time.
 
 
 def _warm(run: Callable[[], int], runs: int | None) -> dict[str, Any]:
-    """A number of runs, or until they agree."""
+    """Do a number of runs, or run until they agree."""
     if runs is not None:
         return {"runs_ns": [run() for _ in range(runs)], "stable": True}
     taken, stable = warm_until_stable(run)
@@ -174,24 +151,21 @@ def _warm(run: Callable[[], int], runs: int | None) -> dict[str, Any]:
 
 
 def serve_session(payload: dict[str, Any], progress: Progress) -> Generator[Any, dict[str, Any], None]:
-    """The child's side of a cell: open once, then answer what `time_in_rounds` asks."""
-    cell = Cell.model_validate(payload["cell"])
+    """Worker process of one subject: open it once, then answer the requests of `time_in_rounds`."""
+    subject = Subject.received(payload)
     start = time.perf_counter_ns()
-    session = cell.engine.open(Artifact(cell.kind, cell.path, cell.sha256))
+    session = subject.open()
     load_ms = (time.perf_counter_ns() - start) / 1e6
-    inputs = random_inputs(payload["lengths"], int(payload["batch"]), read_body(cell.path).vocabulary)
+    inputs = random_inputs(payload["lengths"], int(payload["batch"]), read_body(subject.artifact.path).vocabulary)
     yield from answer_rounds(lambda each: session.embed(*each), inputs, load_ms)
 
 
 def answer_rounds(
     embed: Callable[[Any], object], inputs: Mapping[int, Sequence[Any]], load_ms: float
 ) -> Generator[Any, dict[str, Any], None]:
-    """The child's side of any model that `time_in_rounds` times, from the moment that it is open.
+    """Answer the requests of `time_in_rounds` in the worker process of an open model.
 
-    Args:
-        embed: what is timed.
-        inputs: by length, what `embed` is given in turn.
-        load_ms: what opening took.
+    `embed` is timed on the inputs of each length in turn.
     """
     turn = 0
 
@@ -211,7 +185,7 @@ def answer_rounds(
             case "warm":
                 answer = {"load_ms": load_ms, **_warm(partial(run, request["length"]), request["runs"])}
             case "block":
-                # One run untimed: it brings this process's code and weights back after the others had the cores.
+                # One untimed run brings this process's code and weights back into the caches.
                 run(min(inputs))
                 answer = {str(length): [run(length) for _ in range(runs)] for length, runs in request["runs"]}
             case "memory":
@@ -220,41 +194,30 @@ def answer_rounds(
 
 
 def measure_latency(
-    cells: Sequence[Cell],
+    subjects: Sequence[Subject],
     lengths: Sequence[int],
     *,
     batch: int = 1,
     rounds: int = 15,
     processes: int = PROCESSES,
-    isa: Isa | None = None,
     progress: Progress = silent,
 ) -> tuple[Timing, ...]:
-    """Time the cells against each other.
+    """Time subjects in interleaved rounds.
 
-    Args:
-        cells: what to time; all are open at once, each in its own process.
-        lengths: tokens of the input.
-        batch: rows of the input.
-        rounds: how often each cell is timed; one block a length and round.
-        processes: how many processes each cell has one after the other; the rounds are shared out among them.
-        isa: run as a CPU with this instruction set would.
-        progress: called with a phrase and the share done.
+    All subjects are open at once, each in its own process. A round times one block per subject and length in tokens. Each subject gets
+    `processes` fresh processes, one after the other, among which the rounds are divided.
 
     Raises:
-        EngineError: an engine cannot open its artifact, or cannot be held to `isa`.
-        MachineError: a process was killed, usually for want of memory.
+        EngineError: an engine cannot open its artifact, or cannot be limited to the subject's instruction set.
+        MachineError: a process was killed, usually for lack of memory.
     """
     lengths = sorted(lengths)
-
-    def start(cell: Cell) -> Worker:
-        payload = {"cell": cell.model_dump(mode="json"), "lengths": lengths, "batch": batch}
-        return Worker(serve_session, payload, cell.engine.environment(isa) if isa else None)
-
-    models = [(cell.label, partial(start, cell)) for cell in cells]
+    payload = {"lengths": lengths, "batch": batch}
+    models = [(subject.label, partial(subject.start, serve_session, payload)) for subject in subjects]
     timed = time_in_rounds(models, lengths, rounds=rounds, processes=processes, progress=progress)
     return tuple(
-        Timing(label=cell.label, sha256=cell.sha256, engine=cell.engine.model_dump(mode="json"), **dict(times))
-        for cell, times in zip(cells, timed, strict=True)
+        Timing(label=subject.label, sha256=subject.artifact.sha256, engine=subject.engine_options, **dict(times))
+        for subject, times in zip(subjects, timed, strict=True)
     )
 
 
@@ -266,14 +229,9 @@ def time_in_rounds(
     processes: int = PROCESSES,
     progress: Progress = silent,
 ) -> tuple[RoundTimes, ...]:
-    """Time models of any kind against each other.
+    """Time models of any kind as `measure_latency` times subjects.
 
-    Args:
-        models: each one's label, and what starts a process whose function ends in `answer_rounds`.
-        lengths: of the input, sorted.
-        rounds: how often each model is timed; one block a length and round.
-        processes: how many processes each model has one after the other; the rounds are shared out among them.
-        progress: called with a phrase and the share done.
+    Each model is a label and a function that starts a worker process, which yields from `answer_rounds`. `lengths` are sorted.
     """
     plans: dict[int, list[tuple[int, int]]] = {}
     first: dict[int, dict[int, Any]] = {}
@@ -285,7 +243,7 @@ def time_in_rounds(
         with ExitStack() as stack:
             workers: dict[int, Worker] = {}
             warm: dict[int, dict[int, Any]] = {}
-            # The one that is opened first, while memory is still being freed, may be the slower for it: each is that in its turn.
+            # The first one opened, while memory is still being freed, may be slower: each model is first in turn.
             for position in range(len(models)):
                 index = (position + process) % len(models)
                 label, start = models[index]
@@ -294,13 +252,13 @@ def time_in_rounds(
                 runs = WARM_RUNS_AGAIN if process else None
                 warm[index] = {length: worker.request({"do": "warm", "length": length, "runs": runs}) for length in lengths}
             first = first or warm
-            # How many runs fill a block is settled once, from the first warm-up, so that every round has the same weight.
+            # The first warm-up sets the number of runs per block, so that every round has the same weight.
             plans = plans or {
                 index: [(length, _block_runs(answer[length]["runs_ns"])) for length in lengths] for index, answer in warm.items()
             }
             for turn in its_turns:
                 progress(f"timing, round {turn + 1} of {rounds}", max(share, turn / rounds))
-                # The order moves on by one a round: no model always follows the same neighbor.
+                # The order rotates by one per round, so that no model always follows the same one.
                 for index in ((position + turn) % len(models) for position in range(len(models))):
                     time.sleep(SETTLE_SECONDS)
                     answer = workers[index].request({"do": "block", "runs": plans[index]})
@@ -325,32 +283,32 @@ def _block_runs(warm_ns: Sequence[int]) -> int:
     return max(1, min(BLOCK_RUNS_MAX, round(BLOCK_NS / max(typical, 1))))
 
 
-def price_folders(kind: Kind, folders: Sequence[Path], engine: Engine, lengths: Sequence[int], rounds: int) -> list[Mapping[int, float]]:
-    """Latency in milliseconds by length of unsealed candidate folders, timed in alternation.
+def time_candidates(kind: Kind, folders: Sequence[Path], engine: Engine, lengths: Sequence[int], rounds: int) -> list[Mapping[int, float]]:
+    """Latency in milliseconds by length of unsealed candidate folders, timed in interleaved rounds.
 
-    The first folder's is its median; each other's is that times the median of its round-by-round ratios to the first, which
-    stays put when the whole machine slows down for a while.
+    The first folder's latency is its median. Each other's is that times the median of its round-by-round ratios to the first, which
+    does not change when the whole machine slows down for a while.
     """
-    cells = [Cell(label=folder.name, kind=kind, path=folder, sha256="unsealed", engine=engine) for folder in folders]
-    timings = measure_latency(cells, lengths, rounds=rounds, processes=1)
+    subjects = [Subject(Artifact(kind, folder, "unsealed"), engine, label=folder.name) for folder in folders]
+    timings = measure_latency(subjects, lengths, rounds=rounds, processes=1)
     first = timings[0]
     return [{length: first.median_ms(length) / timing.times_as_fast_as(first, length).point for length in lengths} for timing in timings]
 
 
 def serve_encoder(payload: dict[str, Any], progress: Progress) -> Generator[Any, dict[str, Any], None]:
-    """The child's side of `measure_serving`."""
+    """Worker process of `measure_serving`."""
     from optbench.encoder import load
 
     yield
-    engine: Engine = TypeAdapter(Engine).validate_python(payload["engine"])
-    encoder = load(Path(payload["path"]), engine=engine)
+    subject = Subject.received(payload)
+    encoder = load(subject.artifact.path, engine=subject.engine)
     prompt, texts = payload["prompt"], payload["texts"]
     for text in texts[:DISTINCT_INPUTS]:
         encoder.encode(text, prompt=prompt)
     rows = []
     for text in texts:
         samples = []
-        # The three are timed in turn and each gives its median: a service has seen every length before.
+        # Medians of repeats: a running service has seen every length before.
         for _ in range(SERVING_REPEATS):
             marks = [time.perf_counter_ns()]
             input_ids, attention_mask = encoder.tokenize([text], prompt=prompt)
@@ -365,8 +323,7 @@ def serve_encoder(payload: dict[str, Any], progress: Progress) -> Generator[Any,
     yield {"tokens": tokens, "tokenize_ns": tokenize, "embed_ns": embed, "encode_ns": encode}
 
 
-def measure_serving(artifact: Artifact, engine: Engine, texts: Sequence[str], prompt: str | None, isa: Isa | None = None) -> ServingTimes:
+def measure_serving(subject: Subject, texts: Sequence[str], prompt: str | None) -> ServingTimes:
     """Time tokenization, inference and both together on real texts, one at a time, in a fresh process."""
-    payload = {"path": str(artifact.path), "engine": engine.model_dump(mode="json"), "prompt": prompt, "texts": list(texts)}
-    with Worker(serve_encoder, payload, engine.environment(isa) if isa else None) as worker:
+    with subject.start(serve_encoder, {"prompt": prompt, "texts": list(texts)}) as worker:
         return ServingTimes.model_validate(worker.request({}))

@@ -1,4 +1,4 @@
-"""Documents in order of cosine, exactly and in bounded memory: vectors pass by in windows, and only the best stay."""
+"""Exact ranking of documents by cosine in bounded memory: vectors arrive in windows, and only the best are kept."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -9,21 +9,15 @@ from numpy.typing import NDArray
 __all__ = ["NearestDocuments", "PoolScores", "rank_corpus"]
 
 Vectors = NDArray[np.float32]
-# A block of scores takes at most 64 MB, and so do the vectors that pools are scored with.
+# A block of scores takes at most 64 MB, as do the vectors that pools are scored with.
 BLOCK_SCORES = 16_000_000
 DOCUMENTS_PER_BLOCK = 8192
 
 
 class NearestDocuments:
-    """The `depth` best of a corpus for each query."""
+    """The `depth` nearest documents of a corpus for each row of `queries`: (queries, dimension), rows of length 1."""
 
     def __init__(self, queries: Vectors, depth: int) -> None:
-        """Begin with no document.
-
-        Args:
-            queries: (queries, dimension), rows of length 1.
-            depth: how many of the best to keep.
-        """
         self._queries, self._depth, self._seen = queries, depth, 0
         self._scores = np.empty((len(queries), 0), dtype=np.float32)
         self._rows = np.empty((len(queries), 0), dtype=np.int64)
@@ -40,7 +34,7 @@ class NearestDocuments:
             self._rows = np.concatenate([rows for _, rows in kept])
 
     def _merge(self, first: int, last: int, part: Vectors, rows: NDArray[np.int64]) -> tuple[Vectors, NDArray[np.int64]]:
-        """The best of what queries `first` to `last` have and of `part`."""
+        """Merge `part` into the best documents of queries `first` to `last`."""
         new = self._queries[first:last] @ part.T
         scores: Vectors = np.concatenate([self._scores[first:last], new], axis=1)
         if scores.shape[1] <= self._depth:
@@ -51,7 +45,7 @@ class NearestDocuments:
         return np.take_along_axis(scores, kept, axis=1), np.where(kept < held, earlier, rows[np.maximum(kept - held, 0)])
 
     def ranked(self, document_ids: Sequence[str]) -> list[tuple[str, ...]]:
-        """For each query its best, best first; `document_ids` in the order in which the documents passed."""
+        """The documents of each query, best first; `document_ids` in the order of the documents added."""
         return [
             _best_first({document_ids[row]: score for row, score in zip(rows, scores, strict=True)}, self._depth)
             for rows, scores in zip(self._rows.tolist(), self._scores.tolist(), strict=True)
@@ -59,19 +53,14 @@ class NearestDocuments:
 
 
 class PoolScores:
-    """Each query's own pool of documents, best first."""
+    """Ranks each query's own pool of documents.
+
+    `queries` is (queries, dimension), rows of length 1. The document ids are unique, in the order in which the documents will be added.
+    """
 
     def __init__(self, queries: Vectors, document_ids: Sequence[str], pools: Sequence[Sequence[str]], depth: int) -> None:
-        """Begin with no document.
-
-        Args:
-            queries: (queries, dimension), rows of length 1.
-            document_ids: unique, in the order in which the documents will pass.
-            pools: a list of document ids for each query.
-            depth: how many of the best to return.
-        """
-        wanted = {document for pool in pools for document in pool}
-        row = {document: index for index, document in enumerate(document_ids) if document in wanted}
+        pooled = {document for pool in pools for document in pool}
+        row = {document: index for index, document in enumerate(document_ids) if document in pooled}
         pairs = [(row[document], query) for query, pool in enumerate(pools) for document in pool]
         order = sorted(range(len(pairs)), key=pairs.__getitem__)
         self._rows = np.array([pairs[index][0] for index in order], dtype=np.int64)
@@ -90,7 +79,7 @@ class PoolScores:
         self._seen += len(window)
 
     def ranked(self, document_ids: Sequence[str]) -> list[tuple[str, ...]]:
-        """For each query its pool, best first, `depth` at most."""
+        """The `depth` best of each query's pool, best first."""
         scores: list[dict[str, float]] = [{} for _ in self._queries]
         for query, row, score in zip(self._of_query.tolist(), self._rows.tolist(), self._scores.tolist(), strict=True):
             scores[query][document_ids[row]] = score
@@ -98,13 +87,10 @@ class PoolScores:
 
 
 def rank_corpus(queries: Vectors, documents: Vectors, document_ids: Sequence[str], depth: int) -> list[tuple[str, ...]]:
-    """The whole corpus for each query, the `depth` best first.
+    """Rank a corpus for each query: the `depth` best, best first.
 
-    Args:
-        queries: (queries, dimension), rows of length 1.
-        documents: (documents, dimension), rows of length 1; a memory map is read block by block.
-        document_ids: unique, in the order of `documents`.
-        depth: how many of the best to return.
+    Queries and documents are (queries, dimension) and (documents, dimension), rows of length 1. A memory map is read block by block.
+    The document ids are unique, in the order of `documents`.
     """
     nearest = NearestDocuments(queries, depth)
     nearest.add(documents)
@@ -112,8 +98,8 @@ def rank_corpus(queries: Vectors, documents: Vectors, document_ids: Sequence[str
 
 
 def _best_first(scores: Mapping[str, float], depth: int) -> tuple[str, ...]:
-    """Best first; equal scores stand in the order of a hash of the id.
+    """Best first; ties are broken by a hash of the id.
 
-    The order in which judgments are listed often follows the grade: a model that gives every text one vector must not profit.
+    Judgments are often listed by grade: breaking ties in that order would reward a model that gives every text the same vector.
     """
     return tuple(sorted(scores, key=lambda document: (-scores[document], hashlib.blake2b(document.encode()).digest()))[:depth])

@@ -1,28 +1,28 @@
-"""What makes the figures of a run doubtful, in words."""
+"""Warnings about noisy timings, for the record."""
 
 from collections.abc import Sequence
 
 from optbench.measure.latency import Timing
-from optbench.measure.statistics import noise_doubts
+from optbench.measure.statistics import noise_warnings
 
 __all__ = ["timing_warnings"]
 
 
 def timing_warnings(timings: Sequence[Timing]) -> list[str]:
-    """What makes figures of these timings doubtful: each doubt once for the lengths it holds at, with all the models it is about."""
+    """One line per warning and set of lengths, with all models that it applies to."""
     models: dict[str, dict[tuple[int, ...], list[str]]] = {}
     for timing in timings:
-        doubts: dict[str, list[int]] = {}
-        for length, blocks in timing.samples_ns.items():
-            for doubt in noise_doubts(blocks, timing.processes):
-                doubts.setdefault(doubt, []).append(length)
+        found: dict[str, list[int]] = {}
+        for length, rounds in timing.samples_ns.items():
+            for warning in noise_warnings(rounds, timing.processes):
+                found.setdefault(warning, []).append(length)
         for length in timing.unstable:
-            doubts.setdefault("warm-up ended without the runs agreeing", []).append(length)
-        for doubt, lengths in doubts.items():
-            models.setdefault(doubt, {}).setdefault(tuple(lengths), []).append(timing.label)
+            found.setdefault("warm-up ended before consecutive runs agreed", []).append(length)
+        for warning, lengths in found.items():
+            models.setdefault(warning, {}).setdefault(tuple(lengths), []).append(timing.label)
     return [
-        f"{_name(labels, len(timings))} at {', '.join(map(str, lengths))} tokens: {doubt}"
-        for doubt, by_lengths in models.items()
+        f"{_name(labels, len(timings))} at {', '.join(map(str, lengths))} tokens: {warning}"
+        for warning, by_lengths in models.items()
         for lengths, labels in by_lengths.items()
     ]
 

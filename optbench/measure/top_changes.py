@@ -1,4 +1,4 @@
-"""What became of the nearest documents when a query's vector moved, the documents' own being held fixed."""
+"""How search results change when queries' vectors move and documents' vectors do not."""
 
 from collections.abc import Sequence
 
@@ -15,11 +15,11 @@ TOP = 10
 
 
 class TopChanges(Frozen):
-    """What became of the ten nearest documents, the documents' vectors being held fixed.
+    """How many texts have other nearest documents.
 
     Attributes:
-        other_documents: texts that find other documents.
-        other_order: texts that find the same documents in another order.
+        other_documents: texts with other documents among the ten nearest.
+        other_order: texts with the same ten documents in another order.
     """
 
     other_documents: int
@@ -34,7 +34,7 @@ def top_results(vectors: Vectors, documents: Vectors) -> list[tuple[str, ...] | 
         documents: (documents, dimension), rows of length 1; a memory map is read block by block.
     """
     whole = np.asarray(np.isfinite(vectors).all(axis=1) & vectors.any(axis=1))
-    # A broken row is ranked as zero and thrown away, so that every pass multiplies matrices of one shape and rounds alike.
+    # A broken row is ranked as zero and discarded, so that every pass multiplies matrices of the same shape and rounds alike.
     ranked = rank_corpus(
         np.where(whole[:, np.newaxis], vectors, np.float32(0)), documents, [str(row) for row in range(len(documents))], TOP
     )
@@ -42,7 +42,7 @@ def top_results(vectors: Vectors, documents: Vectors) -> list[tuple[str, ...] | 
 
 
 def compare_tops(before: Sequence[tuple[str, ...] | None], after: Sequence[tuple[str, ...] | None]) -> TopChanges:
-    """Count the texts whose nearest documents are others, and those for which only their order is; a broken text finds others."""
+    """Count the texts with other documents or another order; a broken vector counts as other documents."""
     others = orders = 0
     for old, new in zip(before, after, strict=True):
         if old is None or new is None or set(old) != set(new):

@@ -11,19 +11,17 @@ __all__ = ["weighted_mean_change"]
 
 
 def weighted_mean_change(pairs: Sequence[tuple[AccuracyResult, AccuracyResult]]) -> Change:
-    """The mean of the tasks' relative changes, each with its task's weight.
+    """The mean of the relative changes of the tasks' main metrics, weighted by task.
 
-    Tasks whose queries have the same ids, the languages of a parallel corpus above all, lose on the same queries: they are
-    resampled together, query by query. The others are independent, and their intervals are combined by squares.
-
-    Args:
-        pairs: the base's result and the candidate's, a pair a task, by the metric that judges.
+    Each pair is the base's result and the candidate's on one task. Tasks with the same query ids, such as the languages of a parallel
+    corpus, have correlated losses: their queries are resampled together. Other tasks are independent, and their intervals are combined
+    by squares.
 
     Returns:
-        `n` counts queries, and those of a parallel corpus once.
+        `n` counts queries; those of a parallel corpus count once.
 
     Raises:
-        MeasureError: no pair, a pair of two tasks, or one whose base has a mean of zero or less.
+        MeasureError: no pairs, a pair of different tasks, or a base with a mean of zero or less.
 
     Source: Zou and Donner 2008, "Construction of confidence limits about effect measures", Statistics in Medicine 27(10),
         equation 6 for a sum.
@@ -47,8 +45,8 @@ def weighted_mean_change(pairs: Sequence[tuple[AccuracyResult, AccuracyResult]])
 def _change_together(group: Sequence[tuple[AccuracyResult, AccuracyResult]]) -> Change:
     """The weighted mean change of tasks with the same queries.
 
-    Every task's values are scaled so that its base's sum to its weight. The relative change of the summed values is then the
-    weighted mean of the tasks' changes, and a query stands for all its languages.
+    Each task's values are scaled so that its base's values sum to its weight. The relative change of the summed values is then the
+    weighted mean of the tasks' changes, and each query is one observation over all languages.
     """
     before: dict[str, float] = {}
     after: dict[str, float] = {}

@@ -1,48 +1,41 @@
-"""Safetensors files as bytes: whether one is whole, and how shards become one file without their tensors in memory.
+"""Safetensors files as bytes: check that one is whole, merge shards and copy rows without loading tensors.
 
-The format: 8 bytes (little-endian) with the header's length, a JSON header `{name: {dtype, shape, data_offsets}}` with an
-optional `__metadata__`, then the tensors without gaps. Source: https://github.com/huggingface/safetensors, README.
+The format: 8 bytes (little-endian) with the header's length, a JSON header `{name: {dtype, shape, data_offsets}}` with an optional
+`__metadata__`, then the tensors without gaps. Source: https://github.com/huggingface/safetensors, README.
 """
 
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
-from typing import BinaryIO
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, BinaryIO
 
 from optbench.errors import BaseModelError
 from optbench.machine.progress import Progress
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
 __all__ = ["TensorSpan", "check_file", "copy_rows", "encode_header", "merge_shards", "read_header"]
 
-# safetensors itself refuses a longer header (MAX_HEADER_SIZE).
+# The library refuses a longer header (MAX_HEADER_SIZE).
 HEADER_BYTES_MAX = 100_000_000
 ITEM_BYTES = {
-    "F64": 8,
-    "I64": 8,
-    "U64": 8,
-    "F32": 4,
-    "I32": 4,
-    "U32": 4,
-    "F16": 2,
-    "BF16": 2,
-    "I16": 2,
-    "U16": 2,
-    "I8": 1,
-    "U8": 1,
-    "BOOL": 1,
+    **dict.fromkeys(("F64", "I64", "U64"), 8),
+    **dict.fromkeys(("F32", "I32", "U32"), 4),
+    **dict.fromkeys(("F16", "BF16", "I16", "U16"), 2),
+    **dict.fromkeys(("I8", "U8", "BOOL"), 1),
 }
 COPY_BYTES = 8 * 1024 * 1024
-# transformers refuses a file that does not name its framework.
+# transformers refuses a file that names no framework.
 METADATA = {"format": "pt"}
 
 
 @dataclass(frozen=True)
 class TensorSpan:
-    """Where a tensor lies: `size_bytes` bytes from `offset` of the file."""
+    """A tensor's place in a file: `size_bytes` bytes from `offset`."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -51,10 +44,10 @@ class TensorSpan:
 
 
 def read_header(path: Path) -> dict[str, TensorSpan]:
-    """Read which tensors a file holds, and make sure that it holds all of them.
+    """Read which tensors a file holds, and check that it is whole.
 
     Raises:
-        BaseModelError: truncated, too long, or not safetensors; says how many bytes there are and how many are wanted.
+        BaseModelError: truncated, too long, or not safetensors; says how many bytes were found and expected.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -62,10 +55,10 @@ def read_header(path: Path) -> dict[str, TensorSpan]:
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if size_bytes < 8 or length > HEADER_BYTES_MAX:
-            raise BaseModelError(f"{path}: {size_bytes} bytes that do not begin like safetensors; fetch the file anew")
+            raise BaseModelError(f"{path}: {size_bytes} bytes that do not start like safetensors; download the file again")
         content = file.read(length)
     if len(content) < length:
-        raise BaseModelError(f"{path}: truncated: {size_bytes} bytes, the header alone takes {8 + length}; fetch the file anew")
+        raise BaseModelError(f"{path}: truncated: {size_bytes} bytes, the header alone takes {8 + length}; download the file again")
     try:
         header = json.loads(content)
         header.pop("__metadata__", None)
@@ -78,54 +71,47 @@ def read_header(path: Path) -> dict[str, TensorSpan]:
             )
             for name, entry in header.items()
         }
-        wanted_bytes = max((span.offset + span.size_bytes for span in spans.values()), default=8 + length)
+        expected_bytes = max((span.offset + span.size_bytes for span in spans.values()), default=8 + length)
     except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-        raise BaseModelError(f"{path}: its header is not safetensors ({error}); fetch the file anew") from error
-    if size_bytes != wanted_bytes:
-        fault = "truncated" if size_bytes < wanted_bytes else "too long"
-        raise BaseModelError(f"{path}: {fault}: {size_bytes} bytes, its header wants {wanted_bytes}; fetch the file anew")
+        raise BaseModelError(f"{path}: its header is not safetensors ({error}); download the file again") from error
+    if size_bytes != expected_bytes:
+        fault = "truncated" if size_bytes < expected_bytes else "too long"
+        raise BaseModelError(f"{path}: {fault}: {size_bytes} bytes, expected {expected_bytes} by its header; download the file again")
     try:
-        # The library checks what is left: overlaps and gaps, sizes against shapes, unknown types. It maps, and reads no tensor.
+        # The library checks the rest: overlaps and gaps, sizes against shapes, unknown types. It maps the file and reads no tensor.
         with safe_open(path, framework="np"):
             pass
     except SafetensorError as error:
-        raise BaseModelError(f"{path}: not whole ({error}); fetch the file anew") from error
+        raise BaseModelError(f"{path}: not whole ({error}); download the file again") from error
     return spans
 
 
 def check_file(path: Path) -> None:
-    """Make sure that a file is whole and holds tensors.
+    """Check that a file is whole and holds tensors.
 
     Raises:
-        BaseModelError: it is not, and why.
+        BaseModelError: says why it is not.
     """
     if not read_header(path):
-        raise BaseModelError(f"{path}: holds no tensor; fetch the file anew")
+        raise BaseModelError(f"{path}: holds no tensor; download the file again")
 
 
 def encode_header(tensors: Mapping[str, tuple[str, Sequence[int]]], metadata: Mapping[str, str] = METADATA) -> bytes:
-    """The bytes before the first tensor, for tensors stored one after the other in the mapping's order.
-
-    Args:
-        tensors: dtype and shape by name.
-        metadata: free text; `format` says how frameworks read the tensors.
-    """
+    """The bytes before the first tensor, for tensors (dtype and shape by name) stored in the mapping's order."""
     document: dict[str, object] = {"__metadata__": dict(metadata)}
     offset = 0
     for name, (dtype, shape) in tensors.items():
-        size_bytes = ITEM_BYTES[dtype]
-        for side in shape:
-            size_bytes *= side
+        size_bytes = ITEM_BYTES[dtype] * prod(shape)
         document[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + size_bytes]}
         offset += size_bytes
     content = json.dumps(document, separators=(",", ":")).encode()
-    # Readers map the file: tensors start at a multiple of 8, as the library writes them.
+    # Readers map the file, so tensors start at a multiple of 8, as the library writes them.
     content += b" " * (-len(content) % 8)
     return len(content).to_bytes(8, "little") + content
 
 
 def merge_shards(shards: Sequence[Path], out: Path, progress: Progress) -> None:
-    """Write the tensors of several files into one, a block at a time.
+    """Write the tensors of several files into one, block by block.
 
     Raises:
         BaseModelError: a shard is broken, or two hold a tensor of the same name.
@@ -134,11 +120,11 @@ def merge_shards(shards: Sequence[Path], out: Path, progress: Progress) -> None:
     for shard in shards:
         for name, span in read_header(shard).items():
             if name in places:
-                raise BaseModelError(f"{shard}: holds {name}, which {places[name][0].name} holds too; fetch the model anew")
+                raise BaseModelError(f"{shard}: holds {name}, which {places[name][0].name} holds too; download the model again")
             if span.dtype not in ITEM_BYTES:
                 raise BaseModelError(f"{shard}: {name} is {span.dtype}; optbench reads fp32, fp16 and bf16 checkpoints")
             places[name] = (shard, span)
-    # Widest items first, as the library orders them: each tensor then starts at a multiple of its item's size.
+    # Widest items first, in the library's order: each tensor starts at a multiple of its item size.
     names = sorted(places, key=lambda name: (-ITEM_BYTES[places[name][1].dtype], name))
     total_bytes = sum(span.size_bytes for _, span in places.values()) or 1
     done_bytes = 0
@@ -153,18 +139,14 @@ def merge_shards(shards: Sequence[Path], out: Path, progress: Progress) -> None:
             progress(f"joining {len(shards)} shards", done_bytes / total_bytes)
 
 
-def copy_rows(source: Path, out: Path, *, rows: Mapping[str, NDArray[np.int64]], leave_out: Collection[str] = ()) -> None:
-    """Copy a file a block at a time, and of some tensors only some rows.
-
-    Args:
-        source: is read, and mapped where rows are picked.
-        out: the new file.
-        rows: by tensor, the indices along its first axis that are kept, in their order.
-        leave_out: tensors that the copy lacks.
+def copy_rows(source: Path, out: Path, *, rows: "Mapping[str, NDArray[np.int64]]", leave_out: Collection[str] = ()) -> None:
+    """Copy a file block by block, and of the tensors in `rows` only the rows with these indices, in their order.
 
     Raises:
         BaseModelError: the source is broken, or holds a type that optbench does not read.
     """
+    import numpy as np
+
     spans = {name: span for name, span in read_header(source).items() if name not in leave_out}
     foreign = next((name for name, span in spans.items() if span.dtype not in ITEM_BYTES), None)
     if foreign is not None:
@@ -190,6 +172,6 @@ def _copy(source: BinaryIO, target: BinaryIO, size_bytes: int) -> None:
     while size_bytes:
         block = source.read(min(COPY_BYTES, size_bytes))
         if not block:
-            raise BaseModelError(f"{source.name}: became shorter while it was read; leave the folder alone and run again")
+            raise BaseModelError(f"{source.name}: became shorter while it was read; do not change the folder, and run again")
         target.write(block)
         size_bytes -= len(block)

@@ -1,7 +1,7 @@
 """The torch side of a checkpoint: build it, look at its layers by role, resize them, save it.
 
-transformers builds every layer of a body alike. A pruned body is built here from the sizes in its config.json: a skeleton
-without memory, its layers resized, the tensors of the file put in place.
+transformers builds all layers of a body with one size. A pruned body is built here from the sizes in its config.json: a model on the meta
+device, its layers resized, the tensors of the file assigned to it.
 """
 
 import json
@@ -11,10 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from optbench.artifact.file_types import pickles_among
 from optbench.artifact.folder import copy_companions
 from optbench.errors import BaseModelError
 from optbench.machine.disk import full_disk_errors
-from optbench.model.checkpoint import Body, describe, read_body, read_json
+from optbench.model.body import Body
+from optbench.model.checkpoint import describe, read_body, read_json
+from optbench.model.safetensors import METADATA
 
 if TYPE_CHECKING:
     import torch
@@ -25,43 +28,31 @@ __all__ = ["EncoderLayer", "build_module", "encoder_layers", "load_torch_model",
 
 @dataclass(frozen=True)
 class EncoderLayer:
-    """One layer's modules by what they do, whatever the architecture calls them; weights are (out, in), as torch has them.
+    """One layer's modules by role, whatever the architecture calls them; weights are (out, in), as in torch."""
 
-    Attributes:
-        attention: holds `num_attention_heads`, `attention_head_size` and `all_head_size`.
-        query: (heads * head size, hidden), like `key` and `value`.
-        key: see `query`.
-        value: see `query`.
-        projection: from the heads back to the stream, (hidden, heads * head size).
-        attention_norm: after the first residual sum.
-        up: (feed-forward, hidden); the activation is after it.
-        down: (hidden, feed-forward).
-        output_norm: after the second residual sum.
-    """
-
-    attention: Any
-    query: Any
+    attention: Any  # holds `num_attention_heads`, `attention_head_size` and `all_head_size`
+    query: Any  # (heads * head size, hidden), like key and value
     key: Any
     value: Any
-    projection: Any
+    projection: Any  # (hidden, heads * head size): from the heads to the residual stream
     attention_norm: Any
-    up: Any
+    up: Any  # (feed-forward, hidden); the activation follows it
     down: Any
     output_norm: Any
 
     @property
     def heads(self) -> int:
-        """How many heads the layer has now."""
+        """The current number of heads."""
         return int(self.attention.num_attention_heads)
 
     @property
     def feed_forward(self) -> int:
-        """How wide its feed-forward part is now."""
+        """The current feed-forward width."""
         return int(self.up.out_features)
 
     @property
     def position_bias_heads(self) -> tuple[int, ...] | None:
-        """The rows of the shared relative position bias that its heads read; None for all, or where there is no such bias."""
+        """The columns of the shared relative position bias that its heads read; None for all, or where there is no such bias."""
         return getattr(self.attention, "position_bias_heads", None)
 
 
@@ -81,12 +72,9 @@ def encoder_layers(model: "PreTrainedModel") -> list[EncoderLayer]:
 
 
 def resize_layer(layer: EncoderLayer, heads: Sequence[int], neurons: Sequence[int]) -> None:
-    """Keep some heads and feed-forward neurons of a layer, in place; what is kept computes what it did.
+    """Keep some heads and feed-forward neurons of a layer, in place; those that are kept compute the same as before.
 
-    Args:
-        layer: of `encoder_layers`.
-        heads: ascending numbers of the heads to keep, at least one.
-        neurons: ascending numbers of the feed-forward neurons to keep, at least one.
+    Both are ascending numbers, at least one.
     """
     import torch
 
@@ -96,7 +84,7 @@ def resize_layer(layer: EncoderLayer, heads: Sequence[int], neurons: Sequence[in
         for linear in (layer.query, layer.key, layer.value):
             _keep_outputs(linear, rows)
         _keep_inputs(layer.projection, rows)
-        if not hasattr(layer.attention, "scaling"):  # MPNet: one bias table with a column a head serves all layers
+        if not hasattr(layer.attention, "scaling"):  # MPNet: all layers share one bias table with a column per head
             _read_position_bias(layer.attention, [(layer.position_bias_heads or range(layer.heads))[head] for head in heads])
         layer.attention.num_attention_heads = len(heads)
         layer.attention.all_head_size = len(rows)
@@ -106,27 +94,24 @@ def resize_layer(layer: EncoderLayer, heads: Sequence[int], neurons: Sequence[in
 
 
 def _keep_outputs(linear: Any, rows: "torch.Tensor") -> None:
-    import torch
-
-    linear.weight = torch.nn.Parameter(_take(linear.weight, 0, rows), requires_grad=linear.weight.requires_grad)
-    linear.bias = torch.nn.Parameter(_take(linear.bias, 0, rows), requires_grad=linear.bias.requires_grad)
+    linear.weight, linear.bias = _select(linear.weight, 0, rows), _select(linear.bias, 0, rows)
     linear.out_features = len(rows)
 
 
 def _keep_inputs(linear: Any, columns: "torch.Tensor") -> None:
-    import torch
-
-    linear.weight = torch.nn.Parameter(_take(linear.weight, 1, columns), requires_grad=linear.weight.requires_grad)
+    linear.weight = _select(linear.weight, 1, columns)
     linear.in_features = len(columns)
 
 
-def _take(parameter: Any, dim: int, index: "torch.Tensor") -> "torch.Tensor":
-    tensor: torch.Tensor = parameter.detach().index_select(dim, index.to(parameter.device))
-    return tensor.contiguous()
+def _select(parameter: Any, dim: int, index: "torch.Tensor") -> "torch.nn.Parameter":
+    import torch
+
+    kept = parameter.detach().index_select(dim, index.to(parameter.device)).contiguous()
+    return torch.nn.Parameter(kept, requires_grad=parameter.requires_grad)
 
 
 def _read_position_bias(attention: Any, heads: Sequence[int]) -> None:
-    """Let an MPNet attention read the columns of the shared position bias, (1, all heads, tokens, tokens), that are its own."""
+    """Let an MPNet attention read only its own columns of the shared position bias, (1, all heads, tokens, tokens)."""
     if not hasattr(attention, "position_bias_heads"):
 
         def select(module: Any, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -138,9 +123,9 @@ def _read_position_bias(attention: Any, heads: Sequence[int]) -> None:
 
 
 def load_torch_model(folder: Path) -> "PreTrainedModel":
-    """Load the transformer of a checkpoint, its layers alike or not: float32, eager attention, evaluation mode, no pooler head.
+    """Load the transformer of a checkpoint, pruned or not: float32, eager attention, evaluation mode, no pooler.
 
-    Eager attention is the only form that exports to plain MatMul and Softmax on every version.
+    Only eager attention exports to plain MatMul and Softmax with every version.
 
     Raises:
         BaseModelError: the folder is not a whole checkpoint, or its weights do not fit its config.
@@ -150,25 +135,25 @@ def load_torch_model(folder: Path) -> "PreTrainedModel":
 
     body = read_body(folder)
     if not (folder / "model.safetensors").is_file():
-        pickles = ", ".join(sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern)))
+        pickles = ", ".join(pickles_among(path.name for path in folder.glob("*")))
         found = f"only {pickles}, which is a pickle and can run code" if pickles else "no model.safetensors"
-        raise BaseModelError(f"{folder}: {found}; optbench reads safetensors: convert it with transformers' save_pretrained")
+        raise BaseModelError(f"{folder}: {found}; optbench reads only safetensors: convert it with transformers' save_pretrained")
     try:
         with _quiet_transformers():
             model, missing = _load_pruned(folder, body) if body.is_pruned else _load_alike(folder)
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
-        raise BaseModelError(f"{folder}: its weights cannot be loaded: {error}; fetch the model anew") from error
+        raise BaseModelError(f"{folder}: its weights cannot be loaded: {error}; download the model again") from error
     missing = sorted(name for name in missing if not name.startswith("pooler."))
     if missing:
-        raise BaseModelError(f"{folder}: the weights lack {', '.join(missing[:5])} ({len(missing)} in all); fetch the model anew")
-    # The pooler head feeds no output; dropping it frees 4 MB per million of hidden squared and keeps it out of the graph.
+        raise BaseModelError(f"{folder}: the weights lack {', '.join(missing[:5])} ({len(missing)} in all); download the model again")
+    # The pooler feeds no output: without it the model is 4 * hidden * hidden bytes smaller, and so is the graph.
     if hasattr(model, "pooler"):
         model.pooler = None
     return model.to(torch.float32).eval()
 
 
 def _load_alike(folder: Path) -> "tuple[PreTrainedModel, list[str]]":
-    """Let transformers load the body. It fills what is missing with random numbers and only warns: hence the list."""
+    """Let transformers load the body; it fills missing weights with random numbers and only warns, so the missing names are returned."""
     import torch
     from transformers import AutoModel
 
@@ -185,7 +170,7 @@ def _load_alike(folder: Path) -> "tuple[PreTrainedModel, list[str]]":
 
 
 def _load_pruned(folder: Path, body: Body) -> "tuple[PreTrainedModel, list[str]]":
-    """Build the body from the sizes in its config, which transformers knows nothing of, and put the file's tensors in place."""
+    """Build the body from the sizes in its config, which transformers ignores, and assign the file's tensors to it."""
     import torch
     from safetensors.torch import load_file
     from transformers import AutoConfig, AutoModel
@@ -193,8 +178,7 @@ def _load_pruned(folder: Path, body: Body) -> "tuple[PreTrainedModel, list[str]]
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     with torch.device("meta"):
         model: PreTrainedModel = AutoModel.from_config(config, attn_implementation="eager")
-        sizes = zip(encoder_layers(model), body.heads_by_layer, body.feed_forward_by_layer, strict=True)
-        for index, (layer, heads, feed_forward) in enumerate(sizes):
+        for index, (layer, (heads, feed_forward)) in enumerate(zip(encoder_layers(model), body.sizes, strict=True)):
             resize_layer(layer, range(heads), range(feed_forward))
             if body.position_bias_heads is not None and layer.position_bias_heads is not None:
                 layer.attention.position_bias_heads = body.position_bias_heads[index]
@@ -206,7 +190,7 @@ def _load_pruned(folder: Path, body: Body) -> "tuple[PreTrainedModel, list[str]]
 
 
 def _fill_buffer(module: Any, name: str) -> None:
-    """Give a buffer that no file holds its numbers: positions count up, and token types are all 0."""
+    """Fill a buffer that is not in the file: positions count up, and token types are all 0."""
     import torch
 
     shape = getattr(module, name).shape
@@ -215,35 +199,32 @@ def _fill_buffer(module: Any, name: str) -> None:
     elif name == "token_type_ids":
         buffer = torch.zeros(shape, dtype=torch.int64)
     else:
-        raise ValueError(f"transformers gives {type(module).__name__} a buffer {name!r}, which optbench does not know")
+        raise ValueError(f"transformers gives {type(module).__name__} a buffer {name!r}, which optbench cannot fill")
     setattr(module, name, buffer)
 
 
 def read_layer_sizes(model: "PreTrainedModel") -> dict[str, Any]:
-    """What config.json says of the layers of `model`, as they are now.
+    """The keys of config.json for the current layers of `model`.
 
-    A body whose layers are alike and keep all their heads is said in transformers' own keys, so that any library loads it.
+    A body whose layers are alike and keep all their heads needs only transformers' own keys, so any library loads it.
     """
     layers, whole = encoder_layers(model), model.config.num_attention_heads
     heads, widths = [layer.heads for layer in layers], [layer.feed_forward for layer in layers]
     bias_heads = [layer.position_bias_heads or tuple(range(whole)) for layer in layers]
-    sizes: dict[str, Any] = {"num_hidden_layers": len(layers), "intermediate_size": max(widths)}
-    sizes["layer_num_attention_heads"] = heads if set(heads) != {whole} else None
-    sizes["layer_intermediate_size"] = widths if len(set(widths)) > 1 else None
-    sizes["layer_position_bias_heads"] = bias_heads if any(layer.position_bias_heads is not None for layer in layers) else None
-    return sizes
+    return {
+        "num_hidden_layers": len(layers),
+        "intermediate_size": max(widths),
+        "layer_num_attention_heads": heads if set(heads) != {whole} else None,
+        "layer_intermediate_size": widths if len(set(widths)) > 1 else None,
+        "layer_position_bias_heads": bias_heads if any(layer.position_bias_heads is not None for layer in layers) else None,
+    }
 
 
 def save_torch_model(model: "PreTrainedModel", source: Path, out: Path) -> Body:
-    """Write a body that `load_torch_model` gave, resized, trained or both, as a checkpoint in the layout of its source.
-
-    Args:
-        model: float32; its weights are written as they are, and reload bit-equal.
-        source: the checkpoint it came from, for the tokenizer, pooling and prompts; not changed.
-        out: the folder to fill.
+    """Write a body from `load_torch_model`, resized, trained or both, into `out` with the tokenizer, pooling and prompts of its source.
 
     Returns:
-        the shape that was written.
+        the shape that was written; the weights reload bit-equal.
 
     Raises:
         MachineError: it could not be written (a full disk).
@@ -256,8 +237,7 @@ def save_torch_model(model: "PreTrainedModel", source: Path, out: Path) -> Body:
     config = {**{key: value for key, value in config.items() if key not in sizes}, **{k: v for k, v in sizes.items() if v is not None}}
     with full_disk_errors(out):
         (out / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        # transformers refuses a file that does not name its framework.
-        save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, out / "model.safetensors", {"format": "pt"})
+        save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, out / "model.safetensors", METADATA)
     return read_body(out)
 
 
@@ -296,7 +276,7 @@ def build_module(folder: Path) -> "torch.nn.Module":
 
 @contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    """Keep its progress bar and its table of missing weights off stderr: what is missing is an error here."""
+    """Keep transformers' progress bar and its table of missing weights off stderr: missing weights are an error here."""
     from transformers.utils import logging
 
     def without_bar(factory: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:

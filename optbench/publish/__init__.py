@@ -1,6 +1,7 @@
-"""Publishing and pulling: what goes out is cleared first, what comes in is verified before it is there.
+"""Publish artifacts to folders, object stores, hubs and registries, and pull them from there.
 
-A destination is one file of this folder and one line of `open_destination`.
+In: an artifact folder and an address. Out: the same files at the destination, once the artifact is cleared for publication; or a verified
+copy in a local folder. Each destination is one file here and one line in `DESTINATIONS`.
 """
 
 import hashlib
@@ -11,43 +12,30 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from optbench.artifact.folder import (
-    MANIFEST,
-    MANIFEST_BYTES_MAX,
-    SIGNATURE,
-    Artifact,
-    FileEntry,
-    Manifest,
-    hash_file,
-    open_artifact,
-    parse_manifest,
-)
+from optbench.artifact.folder import hash_file, open_artifact
+from optbench.artifact.manifest import MANIFEST, MANIFEST_BYTES_MAX, SIGNATURE, FileEntry, Manifest, parse_manifest
 from optbench.errors import ArtifactError, MachineError, PublishError
 from optbench.machine.disk import free_disk, full_disk_errors
 from optbench.machine.frozen import Frozen
 from optbench.publish.base import SIGNATURE_BYTES_MAX, Destination, Progress, read_bundle
 from optbench.publish.filesystem import FileSystem
-from optbench.publish.gate import Clearance, clear, license_problem, published_record
+from optbench.publish.gate import Clearance, clear, published_record
 from optbench.publish.hub import RECIPE_LABEL, Hub
 from optbench.publish.oci import Registry
 from optbench.publish.signature import check_signature, sign
 from optbench.record.audit import audit, name_problems
 
-__all__ = ["Clearance", "Published", "Pulled", "clear", "license_problem", "open_destination", "publish", "pull"]
+__all__ = ["Clearance", "Published", "Pulled", "clear", "open_destination", "publish", "pull"]
 
 
 class Published(Frozen):
     """What a publication did, or would do.
 
     Attributes:
-        destination: where to.
-        where: the address of just this publication: a commit, a tag, a folder.
-        sha256: of the artifact.
-        files: how many it has.
-        sent: those whose bytes went over; the destination had the others already.
-        sent_bytes: their size.
-        signed: whether a signature is with it.
-        dry_run: nothing was sent: `sent` is what would be.
+        where: the address of this publication: a commit, a tag, a folder.
+        files: number of files.
+        sent: names of the uploaded files; the destination already had the others.
+        dry_run: nothing was sent; `sent` names what would be.
     """
 
     destination: str
@@ -61,14 +49,11 @@ class Published(Frozen):
 
 
 class Pulled(Frozen):
-    """What a pull brought.
+    """What a pull did.
 
     Attributes:
-        source: where from.
-        folder: where it lies now.
-        sha256: of the artifact.
-        files: how many it has.
-        fetched_bytes: what came over; what an earlier pull had brought did not come again.
+        files: number of files.
+        fetched_bytes: bytes downloaded, without what an interrupted pull had left.
         signature: `verified`, `present, not checked`, or `none`.
     """
 
@@ -80,35 +65,33 @@ class Pulled(Frozen):
     signature: str
 
 
+# By the scheme of an address; FileSystem takes every other address.
+DESTINATIONS: dict[str, Callable[[str], Destination]] = {"hf": Hub, "oci": Registry}
+
+
 def open_destination(url: str, *, pull_request: bool = False) -> Destination:
-    """The destination that an address names: `oci://`, `hf://`, else what fsspec knows, else a folder.
+    """The destination at an address: a scheme of `DESTINATIONS`, any URL that fsspec supports, or a folder.
 
     Raises:
-        PublishError: no such address.
+        PublishError: not such an address, or a destination without pull requests.
     """
-    if url.startswith("oci://"):
-        return Registry(url)
-    if url.startswith("hf://"):
-        return Hub(url, pull_request=pull_request)
-    if pull_request:
-        raise PublishError(f"{url}: has no pull requests; leave --pull-request out, or name hf://org/name")
-    return FileSystem(url)
+    destination = DESTINATIONS.get(url.partition("://")[0], FileSystem)
+    if not pull_request:
+        return destination(url)
+    if destination is not Hub:
+        raise PublishError(f"{url}: has no pull requests; omit --pull-request, or publish to hf://org/name")
+    return Hub(url, pull_request=True)
 
 
 def publish(
     folder: Path, destination: Destination, progress: Progress, *, sign_with: Path | None = None, dry_run: bool = False
 ) -> Published:
-    """Send a folder that `clear` has cleared.
+    """Upload a folder that `clear` has approved; with `dry_run`, only find out what would be sent.
 
-    Args:
-        folder: the artifact.
-        destination: where to.
-        progress: told what is going over.
-        sign_with: minisign's secret-key file; the signature stays in the folder too.
-        dry_run: look what would go over, and send nothing.
+    With `sign_with`, a minisign secret-key file, the signature is also written to the folder.
 
     Raises:
-        PublishError: the destination refuses or cannot be reached; what went over stays, and the next run goes on from there.
+        PublishError: the destination refuses or cannot be reached; the next run resumes.
     """
     manifest = (folder / MANIFEST).read_bytes()
     record = published_record(folder)
@@ -135,38 +118,32 @@ def publish(
 
 
 def pull(source: Destination, folder: Path, progress: Progress, *, public_key: str | None = None, sha256: str | None = None) -> Pulled:
-    """Fetch an artifact; it appears at `folder` in one rename, once every byte is verified.
+    """Download an artifact. `folder` appears in one rename, once every file is verified.
 
-    What came before a connection broke lies in a folder beside `folder` and is gone on from.
-
-    Args:
-        source: where from.
-        folder: where to; must not be there yet, unless it is this very artifact already.
-        progress: told what is coming.
-        public_key: the minisign key that must have signed it: a file, or its text.
-        sha256: the hash that the artifact must have.
+    An interrupted pull leaves a folder beside `folder`, from which the next one resumes. `public_key`, a minisign file or its text,
+    requires a signature by that key, and `sha256` that artifact.
 
     Raises:
-        PublishError: nothing is there, or not signed by that key, or another hash.
-        ArtifactError: what is there is no artifact, or not what its manifest says.
-        MachineError: the disk is full, or another pull to the same folder is at work.
+        PublishError: nothing is published there, it has another signature or hash, or `folder` is something else.
+        ArtifactError: what is published is not an artifact, or its files differ from its manifest.
+        MachineError: the disk is full, or another pull to the same folder is running.
     """
     content = source.read(MANIFEST, MANIFEST_BYTES_MAX)
     if content is None:
         raise PublishError(f"{source.url}: nothing is published there; check the address")
     found = hashlib.sha256(content).hexdigest()
     if sha256 is not None and sha256 != found:
-        raise PublishError(f"{source.url}: is artifact {found}, not {sha256}; do not use it")
+        raise PublishError(f"{source.url}: sha256 is {found}, expected {sha256}; do not use it")
     signature = source.read(SIGNATURE, SIGNATURE_BYTES_MAX)
     if public_key is not None:
         check_signature(content, signature, public_key, source.url)
     manifest = parse_manifest(content, f"{source.url}/{MANIFEST}")
-    # Before a byte of the files is fetched.
+    # Checked before any file is downloaded.
     if problems := name_problems(manifest):
         raise ArtifactError(f"{source.url}: {'; '.join(problems)}; do not use it")
     state = "none" if signature is None else "verified" if public_key is not None else "present, not checked"
     fetched = 0
-    if not _is_there(folder, found):
+    if not _is_pulled(folder, found):
         folder.parent.mkdir(parents=True, exist_ok=True)
         staging = folder.parent / f".{folder.name}.pulling"
         try:
@@ -175,19 +152,15 @@ def pull(source: Destination, folder: Path, progress: Progress, *, public_key: s
                 (staging / MANIFEST).write_bytes(content)
                 if signature is not None:
                     (staging / SIGNATURE).write_bytes(signature)
-                _take(staging, folder, source.url)
+                _move_verified(staging, folder, source.url)
         except Timeout:
-            raise MachineError(f"{staging}: another pull to {folder} is at work; wait for it") from None
+            raise MachineError(f"{staging}: another pull to {folder} is running; wait for it") from None
         Path(f"{staging}.lock").unlink(missing_ok=True)
     return Pulled(source=source.url, folder=str(folder), sha256=found, files=len(manifest.files), fetched_bytes=fetched, signature=state)
 
 
-def _is_there(folder: Path, sha256: str) -> bool:
-    """Whether the folder is that artifact already.
-
-    Raises:
-        PublishError: something else is there.
-    """
+def _is_pulled(folder: Path, sha256: str) -> bool:
+    """Whether the folder already is that artifact; an error if it is something else."""
     if not folder.exists():
         return False
     try:
@@ -195,15 +168,15 @@ def _is_there(folder: Path, sha256: str) -> bool:
             return True
     except ArtifactError:
         pass
-    raise PublishError(f"{folder}: is there already and is not this artifact; name another folder, or move it away")
+    raise PublishError(f"{folder}: exists and is not this artifact; choose another folder, or move it away")
 
 
 def _fetch_all(source: Destination, manifest: Manifest, staging: Path, progress: Progress) -> int:
-    """Bring every file to the staging folder, going on with what an earlier pull left there; the bytes that came."""
+    """Download every file to the staging folder, resuming from an interrupted pull; returns the number of bytes downloaded."""
     fetched, done, total = 0, 0, manifest.size_bytes or 1
     staging.mkdir(exist_ok=True)
     free_disk(staging, manifest.size_bytes, f"pulling {source.url}")
-    # What belongs to another artifact, published there since, is not carried along.
+    # Files of another artifact, from a pull before a newer one was published.
     for path in [path for path in staging.rglob("*") if path.is_symlink() or path.is_file()]:
         if path.relative_to(staging).as_posix().removesuffix(".part") not in manifest.files:
             path.unlink()
@@ -211,7 +184,7 @@ def _fetch_all(source: Destination, manifest: Manifest, staging: Path, progress:
         for name, entry in manifest.files.items():
 
             def report(got: int, name: str = name, before: int = done) -> None:
-                progress(f"fetching {name}", (before + got) / total)
+                progress(f"downloading {name}", (before + got) / total)
 
             fetched += _fetch(source, name, entry, staging / name, report)
             done += entry.size_bytes
@@ -230,22 +203,21 @@ def _fetch(source: Destination, name: str, entry: FileEntry, target: Path, repor
         source.download(name, entry, file, report)
         file.flush()
         os.fsync(file.fileno())
-        came = file.tell() - before
+        fetched_bytes = file.tell() - before
     size_bytes, sha256 = partial.stat().st_size, hash_file(partial)
     if (size_bytes, sha256) != (entry.size_bytes, entry.sha256):
         if size_bytes == entry.size_bytes:
             partial.unlink()
-            raise ArtifactError(f"{source.url}/{name}: has sha256 {sha256}, its manifest says {entry.sha256}; it was thrown away")
-        raise PublishError(f"{source.url}/{name}: ended after {size_bytes} of {entry.size_bytes} bytes; run again to go on from there")
+            raise ArtifactError(f"{source.url}/{name}: sha256 is {sha256}, but its manifest says {entry.sha256}; the download was deleted")
+        raise PublishError(f"{source.url}/{name}: ended after {size_bytes} of {entry.size_bytes} bytes; run again to resume")
     partial.replace(target)
-    return came
+    return fetched_bytes
 
 
-def _take(staging: Path, folder: Path, where: str) -> Artifact:
-    """Look at the whole once more, as anybody would, and move it into place."""
+def _move_verified(staging: Path, folder: Path, where: str) -> None:
+    """Verify the complete artifact and move it into place."""
     found = audit(staging)
     if found.problems:
         shutil.rmtree(staging)
         raise ArtifactError(f"{where}: {'; '.join(found.problems)}; do not use it")
     staging.rename(folder)
-    return open_artifact(folder, verify=False)

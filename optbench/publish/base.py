@@ -1,4 +1,4 @@
-"""What a destination is: somewhere that takes an artifact's files, and gives them back."""
+"""The interface of a destination: a place to upload an artifact's files to and download them from."""
 
 import hashlib
 from abc import ABC, abstractmethod
@@ -8,26 +8,23 @@ from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import urlsplit, urlunsplit
 
-from optbench.artifact.folder import MANIFEST, MANIFEST_BYTES_MAX, SIGNATURE, FileEntry, Manifest, parse_manifest
+from optbench.artifact.manifest import MANIFEST, MANIFEST_BYTES_MAX, SIGNATURE, FileEntry, Manifest, parse_manifest
 from optbench.errors import PublishError
 from optbench.machine.progress import Progress
 
 __all__ = ["SIGNATURE_BYTES_MAX", "Bundle", "Destination", "Progress", "Uploaded", "read_bundle", "shown"]
 
-# A minisign signature has some 350 bytes.
+# A minisign signature has about 350 bytes.
 SIGNATURE_BYTES_MAX = 8 * 1024
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """An artifact as it is sent: its files, then its manifest, which makes what was sent an artifact.
+    """The files of an artifact in the order of upload: the manifest last, which completes the artifact.
 
     Attributes:
-        folder: where the files lie.
-        files: every file by its name, manifest and signature among them.
-        manifest: the manifest's bytes.
-        signature: the signature's bytes, if there is one.
-        labels: facts for the destination's own annotations, such as the licence and the recipe's hash.
+        files: every file by name, including manifest and signature.
+        labels: annotations for destinations that support them, such as the license and the recipe's hash.
     """
 
     folder: Path
@@ -38,56 +35,51 @@ class Bundle:
 
     @property
     def title(self) -> str:
-        """A line for a commit or an annotation."""
+        """One line for a commit message or an annotation."""
         return f"optbench artifact {hashlib.sha256(self.manifest).hexdigest()[:12]}"
 
 
 @dataclass(frozen=True)
 class Uploaded:
-    """What a publication did.
-
-    Attributes:
-        sent: names of the files whose bytes went over; the destination had the others.
-        where: the address of just this publication, such as a commit or a digest.
-    """
+    """The files that an upload sent (the destination had the others), and where they are now: a commit, a tag, a folder."""
 
     sent: tuple[str, ...]
     where: str
 
 
 class Destination(ABC):
-    """Somewhere to publish to and pull from. Opening one connects to nothing; every method may raise PublishError.
+    """A place to publish to and pull from. Creating one opens no connection; every method may raise PublishError.
 
     Attributes:
-        url: as it is shown and recorded: without user name, password or query.
+        url: the address for messages and records, without user name, password or query.
     """
 
     url: str
 
     @abstractmethod
     def read(self, name: str, bytes_max: int) -> bytes | None:
-        """A small file's bytes; None where the destination does not hold it; an error where it is larger than `bytes_max`."""
+        """Read a small file; None if the destination does not have it, an error if it is larger than `bytes_max`."""
 
     @abstractmethod
     def missing(self, bundle: Bundle) -> list[str]:
-        """Of the bundle's files, those whose bytes would have to go over. Changes nothing."""
+        """Names of the files that an upload would have to send. Changes nothing."""
 
     @abstractmethod
     def upload(self, bundle: Bundle, progress: Progress) -> Uploaded:
-        """Send what is missing, the manifest last. Stopped at any moment, the next call goes on from there."""
+        """Upload the missing files, the manifest last. If interrupted at any point, the next call resumes."""
 
     @abstractmethod
     def download(self, name: str, entry: FileEntry, file: BinaryIO, report: Callable[[int], None]) -> None:
-        """Append a file's bytes, from `file.tell()` on, to `file`; at most what `entry` says. The caller checks the hash."""
+        """Append a file's content from offset `file.tell()` on, at most to the size in `entry`. The caller checks the hash."""
 
     def read_manifest(self) -> Manifest | None:
-        """The manifest of what is published there now; None where nothing is."""
+        """The manifest of the published artifact; None if there is none."""
         content = self.read(MANIFEST, MANIFEST_BYTES_MAX)
         return None if content is None else parse_manifest(content, f"{self.url}/{MANIFEST}")
 
 
 def read_bundle(folder: Path, manifest: bytes, labels: Mapping[str, str]) -> Bundle:
-    """The bundle of a sealed folder, with the signature that lies in it."""
+    """The bundle of a sealed folder, with its signature if it has one."""
     files = dict(parse_manifest(manifest, str(folder / MANIFEST)).files)
     signature = (folder / SIGNATURE).read_bytes() if (folder / SIGNATURE).is_file() else None
     for name, content in ((SIGNATURE, signature), (MANIFEST, manifest)):
@@ -97,7 +89,7 @@ def read_bundle(folder: Path, manifest: bytes, labels: Mapping[str, str]) -> Bun
 
 
 def shown(url: str) -> str:
-    """An address as it may be printed: without user name, password, query and fragment."""
+    """An address without user name, password, query and fragment, so that it can be printed."""
     parts = urlsplit(url)
     if not parts.scheme:
         return url
@@ -105,5 +97,5 @@ def shown(url: str) -> str:
 
 
 def too_large(where: str, bytes_max: int) -> PublishError:
-    """The error of a small file that is none."""
-    return PublishError(f"{where}: larger than {bytes_max} bytes, which no such file is; do not use it")
+    """The error for a file that exceeds its limit."""
+    return PublishError(f"{where}: larger than the limit of {bytes_max} bytes; do not use it")

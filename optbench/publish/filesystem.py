@@ -1,7 +1,7 @@
-"""A folder, or any address that fsspec knows: file://, s3://, gs://, memory://.
+"""A folder, or any URL that fsspec supports: file://, s3://, gs://, memory://.
 
-A file that has gone over is noted in a journal there, so that a publication that was cut goes on with the next file; the
-manifest goes last and the journal away. Credentials come from where the file system's own library looks for them.
+A journal at the destination lists the uploaded files, so that an interrupted publication resumes with the next file. The manifest is
+uploaded last, then the journal is deleted. Each file system's own library finds the credentials.
 """
 
 import json
@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO
 
-from optbench.artifact.folder import MANIFEST, MANIFEST_BYTES_MAX, SIGNATURE, FileEntry
+from optbench.artifact.manifest import MANIFEST, MANIFEST_BYTES_MAX, SIGNATURE, FileEntry
 from optbench.errors import ArtifactError, PublishError
 from optbench.publish.base import Bundle, Destination, Progress, Uploaded, shown, too_large
 
@@ -21,13 +21,13 @@ BLOCK_BYTES = 1 << 20
 
 
 class FileSystem(Destination):
-    """A folder of any file system that fsspec opens."""
+    """A folder on any file system that fsspec supports."""
 
     def __init__(self, url: str) -> None:
-        """Find the file system of an address.
+        """Find the file system for an address.
 
         Raises:
-            PublishError: fsspec knows no such scheme, or its library is not installed.
+            PublishError: fsspec does not support the scheme, or its library is not installed.
         """
         from fsspec.core import url_to_fs
 
@@ -35,20 +35,22 @@ class FileSystem(Destination):
         try:
             self._fs, self._root = url_to_fs(url)
         except ImportError as error:
-            raise PublishError(f"{self.url}: {error}; optbench reaches it through that library") from error
+            raise PublishError(f"{self.url}: {error}; optbench needs that library for such an address") from error
         except (ValueError, OSError) as error:
-            raise PublishError(f"{self.url}: is no address that can be opened: {error}") from error
+            raise PublishError(
+                f"{self.url}: not an address that fsspec can open: {error}; give a folder or a URL such as s3://bucket/x"
+            ) from error
 
     def _path(self, name: str) -> str:
         return f"{self._root.rstrip('/')}/{name}"
 
     def _failed(self, what: str, error: Exception) -> PublishError:
-        return PublishError(f"{self.url}: {what}: {error}; mend that and run again: what went over stays")
+        return PublishError(f"{self.url}: {what}: {error}; fix that and run again to resume")
 
     def _listing(self) -> dict[str, int]:
-        """Names and sizes of everything below the root."""
+        """Names and sizes of all files below the root."""
         try:
-            # A listing that the library kept from an earlier look would hide what has changed since.
+            # A cached listing would hide what has changed since.
             self._fs.invalidate_cache()
             found = self._fs.find(self._root, detail=True)
         except FileNotFoundError:
@@ -72,26 +74,26 @@ class FileSystem(Destination):
         return content
 
     def _known(self, listing: dict[str, int]) -> dict[str, str | None]:
-        """The files that an earlier publication put there, with the sha256 of those that are whole: manifest, then journal."""
+        """The files that earlier publications uploaded, with the sha256 of complete ones, from the manifest and the journal."""
         known: dict[str, str | None] = {}
         if MANIFEST in listing:
             try:
                 manifest = self.read_manifest()
             except ArtifactError as error:
-                raise PublishError(f"{error}, or name an empty folder") from error
+                raise PublishError(f"{error}, or choose an empty folder") from error
             for name, entry in manifest.files.items() if manifest else ():
                 known[name] = entry.sha256 if listing.get(name) == entry.size_bytes else None
         if JOURNAL in listing:
             try:
                 known |= dict(json.loads(self.read(JOURNAL, JOURNAL_BYTES_MAX) or b"{}"))
             except (ValueError, TypeError):
-                known = dict.fromkeys(known)  # cut while it was written: everything goes over again
+                known = dict.fromkeys(known)  # interrupted while it was written: everything is uploaded again
         return known
 
     def _missing(self, bundle: Bundle, listing: dict[str, int], known: dict[str, str | None]) -> list[str]:
-        strangers = sorted(listing.keys() - bundle.files.keys() - known.keys() - {JOURNAL, MANIFEST, SIGNATURE})
-        if strangers:
-            raise PublishError(f"{self.url}: holds files that no publication put there ({strangers[0]}); name an empty folder")
+        others = sorted(listing.keys() - bundle.files.keys() - known.keys() - {JOURNAL, MANIFEST, SIGNATURE})
+        if others:
+            raise PublishError(f"{self.url}: contains files that optbench did not publish ({others[0]}); choose an empty folder")
         missing = []
         for name, entry in bundle.files.items():
             if name in (MANIFEST, SIGNATURE):
@@ -103,7 +105,7 @@ class FileSystem(Destination):
         return missing
 
     def missing(self, bundle: Bundle) -> list[str]:
-        """See the base class; also refuses a folder with other things in it."""
+        """See the base class; refuses a folder that contains other files."""
         listing = self._listing()
         return self._missing(bundle, listing, self._known(listing))
 
@@ -118,7 +120,7 @@ class FileSystem(Destination):
         try:
             for name in missing:
                 progress(f"sending {name}", done / total)
-                # Noted before and after: a file that was being overwritten when the connection broke is not taken for the old one.
+                # Marked incomplete first: if the connection breaks while a file is overwritten, its old hash must not count.
                 self._write_journal({**journal, name: None})
                 self._fs.makedirs(self._path(name).rpartition("/")[0], exist_ok=True)
                 self._fs.put_file(str(bundle.folder / name), self._path(name))
@@ -142,13 +144,13 @@ class FileSystem(Destination):
                 source.seek(file.tell())
                 copy_bounded(source, file, entry.size_bytes, report)
         except FileNotFoundError as error:
-            raise PublishError(f"{self.url}/{name}: missing, though the manifest lists it; publish it anew") from error
+            raise PublishError(f"{self.url}/{name}: missing, though the manifest lists it; publish it again") from error
         except Exception as error:
             raise self._failed(f"{name} cannot be read", error) from error
 
 
 def copy_bounded(source: Any, file: BinaryIO, size_bytes: int, report: Callable[[int], None]) -> None:
-    """Append what `source` gives, until `file` has `size_bytes`."""
+    """Append blocks of `source` until `file` has `size_bytes`."""
     while (room := size_bytes - file.tell()) > 0 and (block := source.read(min(BLOCK_BYTES, room))):
         file.write(block)
         report(file.tell())

@@ -1,7 +1,7 @@
-"""An OCI registry, `oci://host/name:tag`: one layer a file, named by its title as oras does, the tag set last.
+"""An OCI registry, `oci://host/name:tag`: one layer per file, with the file name as its title as in oras; the tag is set last.
 
-Blobs are named by their sha256, so a file that is there already is never sent again and a publication that was cut goes on
-with the next one. Credentials are Docker's own: `docker login`, or `oras login`.
+Blobs are stored under their sha256, so no file is uploaded twice, and an interrupted publication resumes with the next file. Credentials
+are those of `docker login` or `oras login`.
 """
 
 import json
@@ -11,26 +11,26 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO
 
-from optbench.artifact.folder import MANIFEST_BYTES_MAX, FileEntry
+from optbench.artifact.manifest import MANIFEST_BYTES_MAX, FileEntry
 from optbench.errors import PublishError
 from optbench.publish.base import Bundle, Destination, Progress, Uploaded, shown, too_large
 
 __all__ = ["Registry"]
 
-# host[:port]/name[/name]...[:tag] (distribution spec 1.1, and Docker's rule for what a host is).
+# host[:port]/name[/name]...:tag, by the distribution spec 1.1 and Docker's rule for hosts.
 ADDRESS = re.compile(
     r"oci://(?P<host>[A-Za-z0-9.-]+(:[0-9]+)?)/(?P<name>[a-z0-9]+([._-]+[a-z0-9]+)*(/[a-z0-9]+([._-]+[a-z0-9]+)*)*)"
     r":(?P<tag>[A-Za-z0-9_][A-Za-z0-9._-]{0,127})"
 )
 TITLE = "org.opencontainers.image.title"
 MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
-ARTIFACT_TYPE = "application/vnd.optbench.artifact.folder.v1"
+ARTIFACT_TYPE = "application/vnd.optbench.artifact.v1"
 LAYER_TYPE = "application/octet-stream"
-# The config that the image spec gives to artifacts that have none: the two bytes {}.
+# The image spec's config for artifacts without one: the two bytes {}.
 EMPTY_DIGEST = "sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"
 EMPTY = {"mediaType": "application/vnd.oci.empty.v1+json", "digest": EMPTY_DIGEST, "size": 2}
 CHUNK_BYTES = 64 * 1024 * 1024
-# What is lost at most when a connection breaks.
+# At most this much is downloaded again after a connection breaks.
 BLOCK_BYTES = 1 << 16
 
 
@@ -41,23 +41,23 @@ class Registry(Destination):
         """Parse the address.
 
         Raises:
-            PublishError: it is not one, or oras is not installed.
+            PublishError: not such an address, or oras is not installed.
         """
         match = ADDRESS.fullmatch(url)
         if match is None:
-            raise PublishError(f"{shown(url)}: is no registry address; write oci://host/name:tag, the name in lower case")
+            raise PublishError(f"{shown(url)}: not a registry address; write oci://host/name:tag, with the name in lower case")
         try:
             import oras.provider
         except ImportError as error:
-            raise PublishError(f"{url}: the library oras is missing; pip install 'optbench[publish]'") from error
+            raise PublishError(f"{url}: oras is not installed; run pip install 'optbench[publish]'") from error
 
         class OneTry(oras.provider.Registry):  # type: ignore[misc]
-            # The library asks five times with sleeps of minutes between; the next run goes on from here anyway.
+            # Without the library's five retries, which sleep for minutes in between: the next run resumes anyway.
             do_request = oras.provider.Registry.do_request.__wrapped__
 
         self.url = url
         self._host = host = match["host"]
-        # As Docker has it: what is on this machine speaks http.
+        # As in Docker, a registry on this machine is reached over http.
         insecure = host.partition(":")[0] in ("localhost", "127.0.0.1")
         self._oras: Any = OneTry(insecure=insecure)
         self._target: Any = self._oras.get_container(f"{host}/{match['name']}:{match['tag']}")
@@ -77,25 +77,21 @@ class Registry(Destination):
             yield
         except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as error:
             raise PublishError(
-                f"{self.url}: {what}: the connection to the registry {self._host} failed ({_root(error)}); see that this is its address "
-                "and that it can be reached from here (network, proxy, certificate), and run again: what went over stays"
+                f"{self.url}: {what}: the connection to the registry {self._host} failed ({_root(error)}); check its address, the network, "
+                "the proxy and the certificate, then run again to resume"
             ) from error
         except (requests.RequestException, OSError, ValueError) as error:
-            raise PublishError(f"{self.url}: {what}: {error}; mend that and run again: what went over stays") from error
+            raise PublishError(f"{self.url}: {what}: {error}; fix that and run again to resume") from error
 
     def _request(self, method: str, path: str, **options: Any) -> Any:
-        """A request below the repository.
-
-        Raises:
-            PublishError: the registry refuses; a 404 is answered and not raised.
-        """
+        """Send a request to the repository; error statuses raise a ValueError, except 404."""
         response = self._oras.do_request(f"{self._base}/{path}", method, **options)
         if response.status_code >= 400 and response.status_code != 404:
             raise ValueError(f"the registry answers {response.status_code} {response.reason}")
         return response
 
     def _published(self) -> dict[str, dict[str, Any]]:
-        """The layers of the tag by title; none where the tag is not set."""
+        """The layers of the tag by title; empty if the tag does not exist."""
         if self._layers is None:
             with self._talking("its manifest cannot be read"):
                 response = self._request("GET", f"manifests/{self._tag}", headers={"Accept": MANIFEST_TYPE}, stream=True)
@@ -104,7 +100,7 @@ class Registry(Destination):
                 document = json.loads(_bounded(response, MANIFEST_BYTES_MAX, self.url))
             layers = document.get("layers") if isinstance(document, dict) else None
             if not isinstance(layers, list) or not all(isinstance(layer, dict) for layer in layers):
-                raise PublishError(f"{self.url}: is no image manifest; name a tag that optbench published")
+                raise PublishError(f"{self.url}: not an image manifest; choose a tag that optbench published")
             self._layers = {str((layer.get("annotations") or {}).get(TITLE)): layer for layer in layers}
         return self._layers
 
@@ -116,7 +112,7 @@ class Registry(Destination):
         with self._talking(f"{name} cannot be read"):
             response = self._request("GET", f"blobs/{layer.get('digest')}", stream=True)
             if response.status_code == 404:
-                raise PublishError(f"{self.url}: lacks the blob of {name}; publish it anew")
+                raise PublishError(f"{self.url}: the blob of {name} is missing; publish it again")
             return _bounded(response, bytes_max, f"{self.url} {name}")
 
     def _has(self, digest: str) -> bool:
@@ -124,11 +120,11 @@ class Registry(Destination):
 
     def missing(self, bundle: Bundle) -> list[str]:
         """See the base class."""
-        with self._talking("cannot be asked"):
+        with self._talking("cannot be reached"):
             return [name for name, entry in bundle.files.items() if not self._has(f"sha256:{entry.sha256}")]
 
-    def _wanted(self, bundle: Bundle) -> dict[str, Any]:
-        """The image manifest: the same bundle gives the same bytes."""
+    def _image_manifest(self, bundle: Bundle) -> dict[str, Any]:
+        """The image manifest; equal bundles have equal manifests."""
         layers = [
             {"mediaType": LAYER_TYPE, "digest": f"sha256:{entry.sha256}", "size": entry.size_bytes, "annotations": {TITLE: name}}
             for name, entry in bundle.files.items()
@@ -146,7 +142,6 @@ class Registry(Destination):
     def upload(self, bundle: Bundle, progress: Progress) -> Uploaded:
         """See the base class."""
         missing = self.missing(bundle)
-        wanted = self._wanted(bundle)
         total = sum(bundle.files[name].size_bytes for name in missing) or 1
         done = 0
         for name in missing:
@@ -163,7 +158,7 @@ class Registry(Destination):
                         file.write(b"{}")
                         file.flush()
                         self._send_blob(file.name, EMPTY_DIGEST, 2)
-                response = self._oras.upload_manifest(wanted, self._target)
+                response = self._oras.upload_manifest(self._image_manifest(bundle), self._target)
                 if response.status_code >= 400:
                     raise ValueError(f"the registry answers {response.status_code} {response.reason}: {response.text[:200]}")
             self._layers = None
@@ -172,7 +167,7 @@ class Registry(Destination):
     def _send_blob(self, path: str, digest: str, size_bytes: int) -> None:
         layer = {"digest": digest, "size": size_bytes, "mediaType": LAYER_TYPE}
         if size_bytes > CHUNK_BYTES:
-            # In one piece the library would read the whole file into memory.
+            # put_upload reads the whole file into memory.
             response = self._oras.chunked_upload(path, self._target, layer, chunk_size=CHUNK_BYTES)
         else:
             response = self._oras.put_upload(path, self._target, layer)
@@ -183,12 +178,12 @@ class Registry(Destination):
         """See the base class."""
         offset = file.tell()
         with self._talking(f"{name} cannot be read"):
-            # Compressed on the way, a file could not be resumed at a byte.
+            # A compressed response could not resume at a byte offset.
             headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={offset}-"} if offset else {})
             response = self._request("GET", f"blobs/sha256:{entry.sha256}", headers=headers, stream=True)
             if response.status_code == 404:
-                raise PublishError(f"{self.url}: lacks the blob of {name}; publish it anew")
-            if offset and response.status_code != 206:  # it sends the whole file: begin anew
+                raise PublishError(f"{self.url}: the blob of {name} is missing; publish it again")
+            if offset and response.status_code != 206:  # the server sends the whole file: start over
                 file.seek(0)
                 file.truncate()
             for block in response.iter_content(BLOCK_BYTES):
@@ -197,13 +192,13 @@ class Registry(Destination):
 
 
 def _root(error: BaseException) -> str:
-    """What the system said, beneath three layers of what libraries made of it; that it broke off where the system said nothing."""
+    """The operating system's message under the libraries' exceptions, which hide it three layers deep."""
     found = ""
     below: BaseException | None = error
     while below is not None:
         found = (isinstance(below, OSError) and below.strerror) or found
         below = below.__cause__ or below.__context__
-    return found or "it broke off"
+    return found or "closed by the other side"
 
 
 def _bounded(response: Any, bytes_max: int, where: str) -> bytes:

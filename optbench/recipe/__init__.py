@@ -1,4 +1,4 @@
 """Recipes: one base model, the steps, the targets.
 
-In: a YAML file, or a model to write one for. Out: a frozen `Recipe`, or an error that names file, line and key.
+In: a YAML file, or a model to write one for. Out: a frozen `Recipe`, or an error that lists every problem with its file, line and key.
 """

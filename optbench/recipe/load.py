@@ -1,6 +1,6 @@
-"""Reading a recipe: YAML 1.2 into the recipe's frozen models.
+"""Load a recipe: YAML 1.2 into the recipe's frozen models.
 
-Every problem is reported at once, each with file, line, key and cure.
+All problems are reported at once, each with file, line, key and cure.
 """
 
 import difflib
@@ -15,16 +15,17 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from optbench.artifact.folder import Kind
+from optbench.artifact.manifest import Kind
 from optbench.errors import RecipeError
 from optbench.recipe.schema import Recipe
+from optbench.steps import BaseStep, Step
 
 __all__ = ["find_recipe", "load_recipe"]
 
-# The largest recipe here has 80 lines; the bounds keep a hostile file from filling memory.
+# The largest shipped recipe has 80 lines; the limits keep a hostile file from filling memory.
 RECIPE_BYTES_MAX = 1024 * 1024
 NODES_MAX = 20_000
-# In a wheel the shipped recipes lie inside the package, in a checkout where DESIGN puts them.
+# A wheel holds the shipped recipes inside the package, a checkout beside it.
 FOLDERS = (Path(__file__).parents[1] / "recipes", Path(__file__).parents[2] / "recipes")
 
 Key = tuple[str | int, ...]
@@ -37,20 +38,17 @@ class _Problem:
 
 
 def find_recipe(path: Path) -> Path:
-    """The recipe file that a command names: the file itself, or one of those that optbench ships, by its name alone."""
+    """Resolve a command's RECIPE argument: a file, or the name of a recipe that optbench ships."""
     if path.is_file() or path.suffix or path.name != str(path):
         return path
     return next((file for folder in FOLDERS if (file := folder / f"{path}.yaml").is_file()), path)
 
 
 def load_recipe(path: Path) -> Recipe:
-    """Read and check a recipe.
-
-    Args:
-        path: its file, or the name of a recipe that optbench ships: `minilm-l6`.
+    """Read and check a recipe: a file, or the name of one that optbench ships, such as `minilm-l6`.
 
     Raises:
-        RecipeError: every problem found, one a line: file:line, key, what was found, the cure.
+        RecipeError: lists every problem, one per line: file:line, key, what was found, the cure.
     """
     path = find_recipe(path)
     data, lines = _read_yaml(path)
@@ -81,55 +79,55 @@ def _dotted(key: Key) -> str:
 
 
 def _read_yaml(path: Path) -> tuple[Any, dict[Key, int]]:
-    """The file as plain data, and the 1-based line of every key."""
+    """Parse the file into plain data and the 1-based line of every key."""
     from ruamel.yaml import YAML
     from ruamel.yaml.constructor import DuplicateKeyError
     from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
     try:
         if path.stat().st_size > RECIPE_BYTES_MAX:
-            raise RecipeError(f"{path}:1 top: larger than {RECIPE_BYTES_MAX} bytes, which no recipe is; name a recipe file")
+            raise RecipeError(f"{path}:1 top: larger than the limit of {RECIPE_BYTES_MAX} bytes; pass a recipe file")
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         shipped = ", ".join(sorted({file.stem for folder in FOLDERS for file in folder.glob("*.yaml")}))
         raise RecipeError(
-            f"{path}:1 top: cannot be read: {error.strerror}; name a recipe file, or one that optbench ships: {shipped}"
+            f"{path}:1 top: cannot be read: {error.strerror}; pass a recipe file, or the name of a shipped recipe: {shipped}"
         ) from error
     except UnicodeDecodeError as error:
-        raise RecipeError(f"{path}:1 top: is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8") from error
+        raise RecipeError(f"{path}:1 top: not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8") from error
     try:
         tree = YAML(typ="rt", pure=True).load(text)
     except DuplicateKeyError as error:
         key = re.search(r'duplicate key "([^"]*)"', str(error.problem))
         line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise RecipeError(f"{path}:{line} {key[1] if key else 'key'}: stands twice; keep one of the two") from error
+        raise RecipeError(f"{path}:{line} {key[1] if key else 'key'}: duplicate key; remove one of the two") from error
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 1
         raise RecipeError(f"{path}:{line} top: not YAML: {error.problem or error.context}; check indentation and quotes") from error
     except TypeError as error:  # ruamel.yaml hashes every key
-        raise RecipeError(
-            f"{path}:1 top: a key is itself a mapping or a list; write every key as plain text, and look for a stray '?'"
-        ) from error
+        raise RecipeError(f"{path}:1 top: a key is a mapping or a list; write every key as plain text, and look for a stray '?'") from error
     except (YAMLError, ValueError, RecursionError) as error:
         raise RecipeError(f"{path}:1 top: not YAML: {' '.join(str(error).split())[:200]}; check the file's characters") from error
     lines: dict[Key, int] = {(): 1}
     try:
         return _plain(tree, (), lines), lines
     except RecursionError as error:
-        raise RecipeError(f"{path}:1 top: refers to itself or nests too deeply; write the recipe flat") from error
+        raise RecipeError(
+            f"{path}:1 top: an alias refers to itself, or the nesting is too deep; write the recipe without aliases"
+        ) from error
     except ValueError as error:
         raise RecipeError(f"{path}:1 top: {error}") from error
 
 
 def _plain(node: Any, key: Key, lines: dict[Key, int]) -> Any:
-    """Plain data from ruamel's tree, noting the line of every key."""
+    """Convert ruamel.yaml's tree to plain data; adds the line of every key to `lines`."""
     if len(lines) > NODES_MAX:
-        raise ValueError(f"has more than {NODES_MAX} entries, which no recipe has; aliases may be multiplying them")
+        raise ValueError(f"more than {NODES_MAX} entries after aliases are expanded; write the recipe without aliases")
     if isinstance(node, dict):
         marks = getattr(node, "lc", None)
         for name in node:
-            # A key merged in with << has no place of its own.
+            # A key merged in with << has no line of its own.
             lines[*key, str(name)] = marks.key(name)[0] + 1 if marks is not None and name in (marks.data or {}) else lines[key]
         return {str(name): _plain(value, (*key, str(name)), lines) for name, value in node.items()}
     if isinstance(node, list):
@@ -137,7 +135,7 @@ def _plain(node: Any, key: Key, lines: dict[Key, int]) -> Any:
         for index in range(len(node)):
             lines[*key, index] = marks.item(index)[0] + 1 if marks is not None else lines[key]
         return [_plain(value, (*key, index), lines) for index, value in enumerate(node)]
-    # ruamel keeps how a scalar was written in a subclass; strict models want the plain type.
+    # ruamel.yaml keeps a scalar's notation in a subclass; strict models accept only the plain type.
     for plain in (bool, int, float, str):
         if isinstance(node, plain):
             return plain(node)
@@ -145,13 +143,13 @@ def _plain(node: Any, key: Key, lines: dict[Key, int]) -> Any:
 
 
 def _explain(detail: ErrorDetails, data: Any) -> _Problem:
-    """One of pydantic's errors as a key in the file, with a cure."""
+    """Translate one of pydantic's errors to a key in the file and a cure."""
     key, model = _locate(detail["loc"], data)
     kind, given = detail["type"], detail["input"]
     if kind == "extra_forbidden":
         names = list(model.model_fields) if model else []
         near = difflib.get_close_matches(str(key[-1]), names, n=1)
-        cure = f"did you mean {near[0]}?" if near else f"remove it; known here: {', '.join(names)}"
+        cure = f"did you mean {near[0]}?" if near else f"remove it; known keys: {', '.join(names)}"
         return _Problem(key, f"unknown key; {cure}")
     if kind == "missing":
         return _Problem(key, "missing; add it" + _field_hint(model, key))
@@ -160,7 +158,7 @@ def _explain(detail: ErrorDetails, data: Any) -> _Problem:
         tag = str(context.get("discriminator", "")).strip("'")
         known = str(context.get("expected_tags", "")).replace("'", "")
         if not known:
-            return _Problem(key, f"has no {tag} key that says which kind it is; add {tag}")
+            return _Problem(key, f"missing the key {tag}, which selects the kind of entry; add {tag}")
         found = str(context.get("tag", ""))
         near = difflib.get_close_matches(found, known.split(", "), n=1)
         return _Problem((*key, tag), f"{found!r} is not one of {known}" + (f"; did you mean {near[0]}?" if near else "; use one of them"))
@@ -176,9 +174,9 @@ def _field_hint(model: type[BaseModel] | None, key: Key) -> str:
 
 
 def _locate(location: tuple[int | str, ...], data: Any) -> tuple[Key, type[BaseModel] | None]:
-    """Pydantic's location without the tags of unions, and the model that holds the last key.
+    """Strip the union tags from pydantic's location, and find the model that holds the last key.
 
-    Union tags stand in the location as a part of their own: steps, 2, quantize_static, alpha.
+    Pydantic lists a union's tag as a part of the location: steps, 2, quantize_static, alpha.
     """
     key: list[str | int] = []
     annotation: Any = Recipe
@@ -198,7 +196,7 @@ def _locate(location: tuple[int | str, ...], data: Any) -> tuple[Key, type[BaseM
 
 
 def _models(annotation: Any) -> Iterator[type[BaseModel]]:
-    """The pydantic models inside an annotation, through tuples, unions and Annotated."""
+    """Yield the pydantic models inside an annotation, through tuples, unions and Annotated."""
     if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias) and issubclass(annotation, BaseModel):
         yield annotation
         return
@@ -207,7 +205,7 @@ def _models(annotation: Any) -> Iterator[type[BaseModel]]:
 
 
 def _tag_of(model: type[BaseModel]) -> str:
-    """The value that selects a model in its union; its own name where it has none."""
+    """The tag that selects a model in its union; the class name if it has none."""
     for name in ("step", "engine", "task", "name"):
         field = model.model_fields.get(name)
         values = typing.get_args(field.annotation) if field else ()
@@ -217,12 +215,13 @@ def _tag_of(model: type[BaseModel]) -> str:
 
 
 def _check_chain(recipe: Recipe) -> Iterator[_Problem]:
-    """Each step must take what the one before gives."""
+    """Yield what no single model can check: steps that do not fit together, duplicate engines, lengths beyond the model."""
     given, giver = Kind.CHECKPOINT, "the base"
     for index, step in enumerate(recipe.steps):
         if given not in step.takes:
             takes = " or ".join(sorted(step.takes))
-            converters = [tag for tag, gives in _CONVERTERS.items() if gives in step.takes and given == _CONVERTS_FROM[tag]]
+            kinds = [kind for kind in _models(Step) if issubclass(kind, BaseStep)]
+            converters = [_tag_of(kind) for kind in kinds if kind.takes == {given} and kind.gives in step.takes]
             earlier = next((i for i, other in enumerate(recipe.steps[:index]) if other.takes & step.takes), None)
             if converters:
                 cure = f"put {converters[0]} before it"
@@ -235,12 +234,8 @@ def _check_chain(recipe: Recipe) -> Iterator[_Problem]:
     for index, engine in enumerate(recipe.engines):
         for earlier in range(index):
             if recipe.engines[earlier].engine == engine.engine:
-                yield _Problem(("engines", index), f"{engine.engine} stands twice, in engines[{earlier}] too; keep one")
+                yield _Problem(("engines", index), f"duplicate engine {engine.engine}, also in engines[{earlier}]; remove one")
     if recipe.workload.lengths and max(recipe.workload.lengths) > recipe.base.max_tokens:
         yield _Problem(
-            ("workload", "lengths"), f"{max(recipe.workload.lengths)} tokens, but base.max_tokens is {recipe.base.max_tokens}; shorten it"
+            ("workload", "lengths"), f"{max(recipe.workload.lengths)} tokens, but base.max_tokens is {recipe.base.max_tokens}; remove it"
         )
-
-
-_CONVERTERS = {"export_onnx": Kind.ONNX, "convert_openvino": Kind.OPENVINO}
-_CONVERTS_FROM = {"export_onnx": Kind.CHECKPOINT, "convert_openvino": Kind.ONNX}

@@ -1,4 +1,4 @@
-"""The recipe reference as a Markdown page, out of the recipe's JSON schema: `optbench schema --markdown`."""
+"""The recipe reference as a Markdown page, generated from the recipe's JSON schema: `optbench schema --markdown`."""
 
 import json
 import re
@@ -16,19 +16,19 @@ Schema = Mapping[str, Any]
 HEAD = """\
 # Recipe reference
 
-<!-- Written by `optbench schema --markdown > docs/recipe.md`; a test fails when it is stale. -->
+<!-- Written by `optbench schema --markdown > docs/recipe.md`; a test fails if it is outdated. -->
 
-A recipe is one YAML file. Unknown keys are errors, and `optbench check` names the file, the line, the key and the cure.
-`optbench schema` prints the JSON schema that this page is made of: an editor that knows it completes and checks as you type.
+A recipe is one YAML file. Unknown keys are errors; `optbench check` reports the file, the line, the key and the fix.
+`optbench schema` prints the JSON schema behind this page, for editors that validate and complete YAML.
 
-A key without a default must be there. *null* means that the key may be left empty.
+Keys without a default are required. *null* means that the key may be empty.
 """
-# The unions: the recipe's key, the key that chooses, and what to call them.
+# The recipe's unions: key, discriminator, title.
 UNIONS = (("steps", "step", "Steps"), ("engines", "engine", "Engines"), ("tasks", "task", "Tasks"))
 
 
 def render_reference() -> str:
-    """The whole page."""
+    """Render the page."""
     schema = recipe_schema()
     definitions: Schema = schema["$defs"]
     steps: tuple[type[BaseStep], ...] = typing.get_args(typing.get_args(Step)[0])
@@ -39,7 +39,7 @@ def render_reference() -> str:
         done.add(reference)
         parts.append(_section(_heading(reference), 3, definitions[reference]))
     for key, tag, title in UNIONS:
-        parts.append(f"## {title}\n\nEach entry of `{key}` begins with `{tag}:`, which says which of these it is.\n")
+        parts.append(f"## {title}\n\n`{tag}:` selects the kind of each entry of `{key}`.\n")
         for name, target in schema["properties"][key]["items"]["discriminator"]["mapping"].items():
             model = definitions[target.rpartition("/")[2]]
             parts.append(_section(f"`{tag}: {name}`", 3, _required_first(model), without=tag, note=kinds.get(name, "")))
@@ -56,7 +56,7 @@ def _heading(reference: str) -> str:
 
 
 def _references(schema: Schema, definitions: Schema, skip: set[str]) -> Iterator[str]:
-    """The definitions that a model's properties name, and those that these name, first met first."""
+    """Yield the definitions that a model's properties refer to, directly or not, in order of appearance."""
     for key, value in schema["properties"].items():
         if key in skip:
             continue
@@ -66,7 +66,7 @@ def _references(schema: Schema, definitions: Schema, skip: set[str]) -> Iterator
 
 
 def _required_first(model: Schema) -> Schema:
-    """The same model: pydantic puts what entries of a union share in front, whether it must be there or not."""
+    """The model with its required properties first; pydantic lists inherited ones first."""
     required = model.get("required", ())
     return {**model, "properties": dict(sorted(model["properties"].items(), key=lambda item: item[0] not in required))}
 
@@ -79,7 +79,7 @@ def _section(heading: str, level: int, model: Schema, *, without: str = "", note
         for key, value in model["properties"].items()
         if key != without
     ]
-    table = ["| key | form | default | meaning |", "| --- | --- | --- | --- |", *rows] if rows else ["It has no options."]
+    table = ["| key | type | default | meaning |", "| --- | --- | --- | --- |", *rows] if rows else ["It has no options."]
     return "\n".join([f"{'#' * level} {heading}", "", *([about, ""] if about else []), *table]) + "\n"
 
 
@@ -93,7 +93,7 @@ def _default(value: Schema) -> str:
 
 
 def _type(value: Schema) -> str:
-    """A property's form in words: `integer, 1 to 256`."""
+    """A property's type in words: `integer, 1 to 256`."""
     if "$ref" in value:
         name = _heading(value["$ref"].rpartition("/")[2])
         return f"[{name}](#{name.lower().replace(' ', '-')})"

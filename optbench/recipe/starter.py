@@ -1,4 +1,4 @@
-"""A starter recipe for a model: what its own files say, sensible steps, and the other choices as comments."""
+"""A starter recipe for a model: the base as its files describe it, default steps, and alternatives as comments."""
 
 import json
 import re
@@ -10,7 +10,8 @@ from typing import Any
 
 from optbench.base.hub import fetch_from_hub
 from optbench.base.layout import find_files
-from optbench.base.obtain import find_package
+from optbench.base.license import NOT_STATED, to_spdx
+from optbench.base.package import find_package
 from optbench.base.source import HubSource, PackageSource, PathSource, parse_source
 from optbench.errors import BaseModelError, RecipeError
 from optbench.machine.progress import Progress, silent
@@ -20,40 +21,21 @@ from optbench.recipe.load import load_recipe
 __all__ = ["Model", "read_model", "render_recipe", "write_recipe"]
 
 LENGTHS = (8, 16, 32, 64, 128)
-# From here on most of a table belongs to languages that one service never sees: BERT's has 30,522 rows, XLM-R's 250,002.
+# BERT's vocabulary has 30,522 tokens, XLM-R's 250,002: most of them belong to languages that one service never sees.
 LARGE_VOCABULARY = 100_000
-# A model card is some kilobytes; its front matter stands first.
+# A model card takes a few kilobytes, and begins with its front matter.
 CARD_BYTES_MAX = 1024 * 1024
-# SPDX's own word for "the author does not say": https://spdx.github.io/spdx-spec
-NOT_STATED = "NOASSERTION"
-# Hub cards write identifiers in lower case, and some that SPDX has since replaced.
-SPDX = {
-    "apache-2.0": "Apache-2.0",
-    "mit": "MIT",
-    "bsd-3-clause": "BSD-3-Clause",
-    "cc-by-4.0": "CC-BY-4.0",
-    "cc-by-sa-4.0": "CC-BY-SA-4.0",
-    "cc-by-nc-4.0": "CC-BY-NC-4.0",
-    "cc-by-nc-sa-4.0": "CC-BY-NC-SA-4.0",
-    "cc0-1.0": "CC0-1.0",
-    "mpl-2.0": "MPL-2.0",
-    "gpl-3.0": "GPL-3.0-only",
-    "agpl-3.0": "AGPL-3.0-only",
-    "lgpl-3.0": "LGPL-3.0-only",
-}
 
 
 @dataclass(frozen=True)
 class Model:
-    """What a recipe's `base:` says, as read off the model.
+    """The content of a recipe's `base:` entry, read from a model.
 
     Attributes:
-        name: the last part of its source, in the letters that a recipe's name may have.
-        source: as the recipe writes it.
+        name: the last part of the source, in characters that a recipe's name may have.
         revision: the hub's commit; None for other sources.
-        license: SPDX; `NOASSERTION` where the model states none.
-        license_from: where that stands.
-        description: body, pooling, normalization, prompts, longest input.
+        license: SPDX; `NOASSERTION` if the model states none.
+        license_from: where the license is stated.
     """
 
     name: str
@@ -72,17 +54,13 @@ def read_model(
     license_id: str | None = None,
     progress: Progress = silent,
 ) -> Model:
-    """Read what a model says of itself; of a hub's, only the small files are fetched.
+    """Read a model's description from its files; from a hub, only the small files are downloaded.
 
-    Args:
-        text: a folder, or a source as recipes write it.
-        pooling: for a model without modules.json, which does not say.
-        normalize: likewise.
-        license_id: instead of what the model states.
-        progress: told of what is fetched.
+    `text` is a folder, or a source in a recipe's notation. A model without modules.json requires `pooling` and `normalize`.
+    `license_id` overrides the license that the model states.
 
     Raises:
-        BaseModelError: it cannot be had or read, is of an unknown architecture, or does not say how it pools.
+        BaseModelError: the model cannot be found or read, or it does not specify its pooling.
     """
     source = _parse(text)
     revision, stated, place = None, None, "the model's card"
@@ -106,9 +84,9 @@ def read_model(
             name = source.repository.partition("/")[2]
             source = HubSource(source.repository)
         case _:
-            raise BaseModelError(f"{text}: random weights have no model to read; copy a recipe and edit its body")
+            raise BaseModelError(f"{text}: random weights have no files to read; copy a recipe and edit its body")
     description = _describe(folder, pooling, normalize)
-    found = license_id or (_spdx(stated) if stated else None)
+    found = license_id or (to_spdx(stated) if stated else None)
     given = "given" if license_id else place
     name = re.sub(r"[^a-z0-9_-]+", "-", name.lower()).strip("-_")[:64] or "model"
     return Model(name, str(source), revision, found or NOT_STATED, given if found else "", description)
@@ -130,12 +108,12 @@ def _describe(folder: Path, pooling: Pooling | None, normalize: bool | None) -> 
         found = describe(folder)
         for option, given, said in (("--pooling", pooling, found.pooling), ("--normalize", normalize, found.normalize)):
             if given not in (None, said):
-                raise BaseModelError(f"{folder / 'modules.json'}: says {said}, {option} says {given}; leave the option out")
+                raise BaseModelError(f"{folder / 'modules.json'}: has {said}, but {option} is {given}; omit the option")
         return found
     if pooling is None or normalize is None:
         raise BaseModelError(
-            f"{folder}: has no modules.json, so how it pools and whether it normalizes is unknown; give --pooling mean or cls, and "
-            "--normalize or --no-normalize, as the model's card says"
+            f"{folder}: has no modules.json, which specifies pooling and normalization; give --pooling mean or cls, and "
+            "--normalize or --no-normalize, as in the model card"
         )
     return Description(
         body=read_body(folder),
@@ -156,30 +134,18 @@ def _card_license(path: Path) -> str | None:
             text = file.read(CARD_BYTES_MAX)
         block = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
         front = YAML(typ="safe", pure=True).load(block[1]) if block else None
-    except (OSError, ValueError, YAMLError):  # a card is for people; one that cannot be read states nothing
+    except (OSError, ValueError, YAMLError):  # an unreadable card states no license
         return None
     stated = front.get("license") if isinstance(front, dict) else None
     return stated if isinstance(stated, str) else None
 
 
-def _spdx(stated: str) -> str | None:
-    """A card's license as an SPDX identifier; None for words that name none."""
-    word = stated.strip()
-    if word.lower() in ("", "other", "unknown"):
-        return None
-    known = SPDX.get(word.lower())
-    if known or re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+-]*( (AND|OR|WITH) [A-Za-z0-9][A-Za-z0-9.+-]*)*", word) is None:
-        return known
-    # Capitals are SPDX's own spelling; a lower-case word that is not in the table is a hub's name for a license of its own.
-    return word if word != word.lower() else f"LicenseRef-{word}"
-
-
 def render_recipe(model: Model, name: str) -> str:
-    """The recipe as text. Lines that begin with `# - ` or `#   ` are choices: valid as they stand once `# ` is taken away."""
+    """The recipe as YAML. Comments that begin with `# - ` or `#   ` are alternatives, valid once `# ` is removed."""
     about, body = model.description, model.description.body
     fields = {key: value for key, value in body.model_dump(mode="json").items() if value is not None}
     lengths = [length for length in LENGTHS if length <= about.max_tokens] or [about.max_tokens]
-    said = f"  # {model.license_from}" if model.license_from else "  # the model states none: write its SPDX identifier"
+    said = f"  # {model.license_from}" if model.license_from else "  # not stated by the model: write its SPDX identifier"
     lines = [
         f"# Written by optbench init from {model.source}. Every key: optbench schema.",
         f"name: {name}",
@@ -195,7 +161,7 @@ def render_recipe(model: Model, name: str) -> str:
         f"  prompts: {{query: {_quote(about.prompts.query)}, document: {_quote(about.prompts.document)}}}",
         f"  max_tokens: {about.max_tokens}",
         "targets:",
-        "  # Over the fastest fp32 engine of the machine; baseline_ms and latency_ms instead judge milliseconds on a named box.",
+        "  # Over the fastest fp32 engine on the machine; or set baseline_ms and latency_ms for one reference machine (box).",
         "  speedup_min: 1.5",
         "  accuracy_loss_max: 0.01  # 0.01 is 1 %",
         "engines:",
@@ -205,17 +171,17 @@ def render_recipe(model: Model, name: str) -> str:
         "  - step: export_onnx",
         "  - step: convert_openvino",
         "  - step: quantize_static",
-        "  # Instead of quantize_static, where inputs are mostly below 32 tokens: int4 weights.",
+        "  # Instead of quantize_static, if most inputs have fewer than 32 tokens: int4 weights.",
         "  # - step: compress_weights",
         "  #   weights: int4_sym",
         "  #   method: gptq",
-        "  # For memory, not for speed: the embedding table in 8 bits.",
+        "  # Saves memory, not time: the embedding table in 8 bits.",
         "  # - step: compress_tables",
         "workload:",
         f"  lengths: {lengths}  # tokens",
         "  batch: 1",
         "tasks:",
-        "  # Synthetic and English: name judged texts of your own beside it, or instead.",
+        "  # Synthetic and English: add or substitute judged texts of your own.",
         "  - task: retail",
         "  # - task: beir",
         "  #   path: path/to/beir-folder",
@@ -225,14 +191,14 @@ def render_recipe(model: Model, name: str) -> str:
 
 def _trimming() -> list[str]:
     return [
-        "  # The vocabulary serves many languages; keep the pieces that yours use.",
+        "  # The vocabulary covers many languages; keep the tokens of yours.",
         "  # - step: trim_vocabulary",
         "  #   corpus: [texts.en.txt, texts.fr.txt]",
     ]
 
 
 def _scalar(value: Any) -> str:
-    """A value as recipes write it: 1.0e-12, which every YAML parser reads as a number."""
+    """A value in YAML: 1.0e-12, which every parser reads as a number, not 1e-12."""
     return re.sub(r"^(\d+)e", r"\1.0e", str(value)) if isinstance(value, float) else str(value)
 
 
@@ -241,15 +207,10 @@ def _quote(text: str) -> str:
 
 
 def write_recipe(model: Model, path: Path | None, name: str | None = None) -> Path:
-    """Write a model's starter recipe, and make sure that it is one.
-
-    Args:
-        model: as `read_model` gives it.
-        path: where to; `<name>.yaml` in the current folder when left out.
-        name: the recipe's; from the source when left out.
+    """Write a model's starter recipe and check it; by default under the model's name, to `<name>.yaml` in the current folder.
 
     Raises:
-        RecipeError: a file is there already, the name is not one, or it cannot be written.
+        RecipeError: the file exists or cannot be written, or the name is invalid.
     """
     name = name or model.name
     path = path or Path(f"{name}.yaml")
@@ -266,7 +227,7 @@ def write_recipe(model: Model, path: Path | None, name: str | None = None) -> Pa
         with path.open("x", encoding="utf-8") as file:
             file.write(text)
     except FileExistsError:
-        raise RecipeError(f"{path}: is there already, and nothing is overwritten; move it away, or name another --output") from None
+        raise RecipeError(f"{path}: exists and is not overwritten; move it away, or choose another --output") from None
     except OSError as error:
-        raise RecipeError(f"{path}: cannot be written: {error.strerror}; name another file with --output") from error
+        raise RecipeError(f"{path}: cannot be written: {error.strerror}; choose another file with --output") from error
     return path

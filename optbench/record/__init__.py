@@ -1,5 +1,5 @@
-"""Records: what was measured, and what follows from it.
+"""Records of runs, and what they imply.
 
-In: the measurements of a run. Out: `Record`, which nobody edits; the verdict against the recipe's targets; comparisons and regression gates
-between records; whether a folder's records are of its own bytes.
+In: the measurements of a run. Out: the immutable `Record`; the verdict against the recipe's targets; comparisons and regression gates
+between records; the audit of an exported folder.
 """

@@ -1,14 +1,16 @@
-"""Is an artifact what it says, and safe to open? Everything that can be said of a folder without running it.
+"""Audit of an exported folder: integrity and safety, without running the model.
 
-Sizes are looked at before anything is read, the manifest before any other file, and no graph is opened by an engine.
+Sizes are checked before any file is read, the manifest before the other files, and no engine opens a graph.
 """
 
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from optbench.artifact.folder import MANIFEST, SIGNATURE, Kind, Manifest, Weights, inspect_artifact
+from optbench.artifact.file_types import ARTIFACT_WEIGHTS, is_refused
+from optbench.artifact.folder import inspect_artifact
 from optbench.artifact.graph_safety import onnx_problems, openvino_problems
+from optbench.artifact.manifest import MANIFEST, SIGNATURE, Kind, Manifest, Weights
 from optbench.errors import ArtifactError, BaseModelError, RecordError
 from optbench.machine.frozen import Frozen
 from optbench.model.checkpoint import describe, read_json
@@ -17,32 +19,22 @@ from optbench.record.record import Record, read_record
 __all__ = ["RECORDS", "Audit", "audit", "matching_record", "measured_sha256", "name_problems"]
 
 RECORDS = "records"
-# What is no weights and no graph: the largest, a multilingual tokenizer or a judged task's record, have tens of megabytes.
+# Files other than weights and graphs: the largest, multilingual tokenizers and records, have tens of megabytes.
 SMALL_BYTES_MAX = 256 * 1024 * 1024
-WEIGHTS = (".onnx", ".onnx_data", ".bin", ".safetensors")
-# Programs, pickles, which are programs too, and archives, which are opened by nobody here.
-REFUSED = (
-    *(".py", ".pyc", ".so", ".dll", ".dylib", ".exe", ".sh", ".js", ".jar"),
-    *(".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".joblib", ".npy", ".npz", ".h5", ".keras", ".mar"),
-    *(".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".whl"),
-)
-# What is written beside the measured model, and so is no part of what was measured.
-EVIDENCE = ("README.md", "engine.json", f"{RECORDS}/")
+# Written after measuring, so not part of what was measured.
+NOT_MEASURED = ("README.md", "engine.json", f"{RECORDS}/")
 
 
 class Audit(Frozen):
-    """What was found.
+    """The result of an audit.
 
     Attributes:
-        path: the folder.
-        sha256: of the manifest, and so of everything.
-        kind: of the artifact; None where the manifest cannot be read.
-        weights: `random` weights embed nothing.
-        size_bytes: of all files.
-        files: how many.
-        measured: the name of the newest record whose measurements are of these very bytes; None where there is none.
-        signed: whether a signature lies beside the manifest; whose it is takes a public key to say.
-        problems: each in words that name the file; none where all is well.
+        sha256: of the manifest, which covers all files.
+        kind: of the artifact; None if the manifest cannot be read.
+        weights: `real`, or `random` with meaningless embeddings.
+        measured: name of the newest record that measured exactly these bytes; None if there is none.
+        signed: whether the manifest has a signature file; verifying it takes a public key.
+        problems: one message per problem, with the file; empty if there are none.
     """
 
     path: str
@@ -57,9 +49,9 @@ class Audit(Frozen):
 
 
 def audit(folder: Path) -> Audit:
-    """Check every byte against the manifest, and what the files would have an engine do.
+    """Check every byte against the manifest, and that the files are safe to open.
 
-    Never raises for what is wrong with the folder: that is in `problems`.
+    Problems of the folder are returned in `problems`, not raised.
     """
     try:
         found = inspect_artifact(folder)
@@ -68,7 +60,7 @@ def audit(folder: Path) -> Audit:
     manifest = found.manifest
     problems = [*found.problems, *name_problems(manifest)]
     measured = None
-    # Only files that are what the manifest says are looked into.
+    # Only files that match the manifest are parsed.
     if not problems:
         problems += _content_problems(folder, manifest)
         record = None
@@ -91,22 +83,21 @@ def audit(folder: Path) -> Audit:
 
 
 def name_problems(manifest: Manifest) -> list[str]:
-    """What a manifest lists that no artifact holds: programs, pickles, archives, small files that are huge.
+    """Files in a manifest that no artifact may contain: programs, pickles, archives, oversized small files.
 
-    Nothing but the manifest is looked at, so this is asked before a file is fetched or read.
+    Uses only the manifest, so it can run before any file is downloaded or read.
     """
     problems = []
     for name, entry in manifest.files.items():
-        suffix = PurePosixPath(name).suffix.lower()
-        if suffix in REFUSED or (suffix == ".bin" and not name.startswith("openvino/")):
-            problems.append(f"{name}: a program, a pickle or an archive, which no artifact holds")
-        elif suffix not in WEIGHTS and entry.size_bytes > SMALL_BYTES_MAX:
-            problems.append(f"{name} has {entry.size_bytes} bytes; {SMALL_BYTES_MAX} is the most for a file that holds no weights")
+        if is_refused(name):
+            problems.append(f"{name}: programs, pickles and archives are not allowed in an artifact")
+        elif PurePosixPath(name).suffix.lower() not in ARTIFACT_WEIGHTS and entry.size_bytes > SMALL_BYTES_MAX:
+            problems.append(f"{name} has {entry.size_bytes} bytes; expected at most {SMALL_BYTES_MAX} for a file without weights")
         elif name in (MANIFEST, SIGNATURE):
-            problems.append(f"{name}: lists itself")
+            problems.append(f"{name}: must not be listed in the manifest")
     folded = [name.casefold() for name in manifest.files]
-    twice = sorted({name for name in folded if folded.count(name) > 1})
-    problems += [f"{name}: stands twice, in upper and lower case, which some file systems cannot tell apart" for name in twice]
+    duplicates = sorted({name for name in folded if folded.count(name) > 1})
+    problems += [f"{name}: duplicate name but for upper and lower case, which some file systems cannot distinguish" for name in duplicates]
     return problems
 
 
@@ -118,32 +109,32 @@ def _content_problems(folder: Path, manifest: Manifest) -> Iterator[str]:
         elif name.startswith("openvino/") and name.endswith(".xml"):
             yield from (f"{name}: {problem}" for problem in openvino_problems(path))
     try:
-        # Says too that modules.json names sentence-transformers' own modules and no other code.
+        # Also checks that modules.json names only sentence-transformers' own modules.
         describe(folder)
         for name in ("config.json", "tokenizer_config.json"):
             document = read_json(folder / name) if (folder / name).is_file() else {}
             if isinstance(document, dict) and document.get("auto_map"):
-                yield f"{name}: auto_map names code to run; an artifact runs none"
+                yield f"{name}: auto_map names code to run, which is not allowed in an artifact"
     except BaseModelError as error:
         yield str(error)
 
 
 def measured_sha256(manifest: Manifest) -> str:
-    """The hash of the artifact that was measured: the exported files without the evidence and without other engines' graphs."""
-    left_out = (*EVIDENCE, *(f"{kind.weight_folder}/" for kind in (Kind.ONNX, Kind.OPENVINO) if kind is not manifest.kind))
+    """The hash of the measured artifact: the exported files without records, card, engine.json and other engines' graphs."""
+    left_out = (*NOT_MEASURED, *(f"{kind.weight_folder}/" for kind in (Kind.ONNX, Kind.OPENVINO) if kind is not manifest.kind))
     files = {name: entry for name, entry in manifest.files.items() if not name.startswith(left_out)}
     return hashlib.sha256(manifest.model_copy(update={"files": files}).to_bytes()).hexdigest()
 
 
 def matching_record(folder: Path, manifest: Manifest) -> Record | None:
-    """The newest record whose last point is of these very bytes; None where no record is.
+    """The newest record whose last point measured exactly these bytes; None if there is none.
 
     Raises:
         RecordError: a record cannot be read.
     """
-    wanted = measured_sha256(manifest)
+    sha256 = measured_sha256(manifest)
     names = sorted((name for name in manifest.files if name.startswith(f"{RECORDS}/") and name.endswith(".json")), reverse=True)
     for record in (read_record(folder / name) for name in names):
-        if record.final.artifact_sha256 == wanted:
+        if record.final.artifact_sha256 == sha256:
             return record
     return None

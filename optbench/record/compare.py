@@ -1,12 +1,12 @@
-"""Records side by side.
+"""Comparison of records.
 
-Two records are two runs, maybe of two days, so their milliseconds are not set against each other. Each run timed the fp32
-baselines round by round beside its artifact: the speed-ups over one and the same baseline are compared, and a slower day cancels.
+Two records are two runs, perhaps on different days, so their milliseconds are not compared. Each run times the fp32 baselines in the
+same rounds as its artifact: speed-ups over a shared baseline are compared, and a slower day cancels.
 
-What does not cancel is how two processes happen to lie in memory, which differs from run to run and which no number of rounds
-within a run can see. The models that are the same in both runs measure it, the further fp32 baselines and any step's artifact
-that nobody changed: as far as their ratios moved between the two runs beyond their intervals, any artifact may have moved, and
-every interval is widened by that much. That is an estimate of few models: now and then a process is slow for its whole life.
+The memory layout of processes does not cancel: it differs from run to run, and no number of rounds within a run shows it. Models that
+both runs share, the other fp32 baselines and unchanged steps' artifacts, estimate it: every interval is widened by as much as their
+ratios moved between the runs beyond their own intervals. That estimate rests on few models, so a process that is slow for its whole
+life can still look like a change.
 """
 
 import math
@@ -23,38 +23,34 @@ from optbench.measure.accuracy import AccuracyResult, accuracy_change
 from optbench.measure.latency import Timing
 from optbench.measure.statistics import Change, Interval, ratio_observations, unpaired_ratio_interval
 from optbench.record.record import Record, check_comparable
-from optbench.report.table import Table
 
 __all__ = [
     "Compared",
     "Comparison",
     "Normalize",
-    "Pair",
+    "RunPair",
     "check_alike",
     "compare",
-    "comparison_tables",
-    "percent_cells",
-    "unlike_results",
+    "pairing_problem",
 ]
 
 Normalize = Literal["none", "floor"]
 
-# A day that changes the baseline by more is worth a word; the ratio allows for it.
+# A larger change of the baseline is noted; the ratios allow for it.
 DAY_CHANGE_MAX = 0.10
 
 
 class Compared(Frozen):
-    """One record's final artifact among the others.
+    """One record's final artifact in a comparison.
 
     Attributes:
         label: the recipe and when it ran.
-        artifact_sha256: of the artifact.
         point: the step that made it.
-        ms: by length, the median of the round medians with its interval; of its own day.
-        relative: by length: how many times as fast as the first record's artifact, or, normalized, multiples of the floor.
-        floor_ms: by length, where multiples of it are given.
-        accuracy: by task, the mean of the metric that judges; empty with random weights.
-        change: by task, the paired relative change of that metric against the first record.
+        ms: by length, the typical latency of its own run.
+        relative: by length, the speed-up over the first record's artifact, or, normalized, multiples of the latency floor.
+        floor_ms: by length, if normalized.
+        accuracy: by task, the mean of the main metric; empty with random weights.
+        change: by task, the paired relative change of the main metric against the first record.
     """
 
     label: str
@@ -68,21 +64,21 @@ class Compared(Frozen):
 
 
 class Comparison(Frozen):
-    """Records side by side; the first is what the others are set against."""
+    """Records compared with the first one."""
 
     normalize: Normalize
     entries: tuple[Compared, ...]
     notes: tuple[str, ...]
 
 
-class Pair:
-    """Two runs, and what the models that they share say about what lies between them.
+class RunPair:
+    """Two runs, and how much the models that they share moved between them.
 
     Attributes:
         baselines: labels of the fp32 baselines of both.
-        controls: labels of the models that nobody changed; the final artifacts are what is asked about, so never among them.
+        controls: labels of the unchanged models, without the final artifacts.
         lengths: token lengths, sorted.
-        deviation: standard deviation by which a ratio of two unchanged models differs from run to run, on logarithms.
+        deviation: standard deviation, from run to run, of the logarithm of two unchanged models' ratio.
     """
 
     def __init__(self, old: Record, new: Record) -> None:
@@ -106,14 +102,14 @@ class Pair:
         return min(self.baselines, key=lambda label: self.old.timing(label).median_ms(length))
 
     def speed(self, length: int, *, deviation: float | None = None) -> Interval:
-        """How many times as fast the new artifact is."""
+        """The speed-up of the new artifact over the old one."""
         baseline = self.baseline(length)
         new, old = _final_timing(self.new), _final_timing(self.old)
         return self._moved(baseline, new, old, length, self.deviation if deviation is None else deviation)
 
     def _moved(self, baseline: str, new: Timing, old: Timing, length: int, deviation: float = 0.0) -> Interval:
-        """By how many times a model became faster against a baseline from the old run to the new."""
-        # A record of one process a model has only rounds to show.
+        """A model's speed-up from the old run to the new, relative to a baseline."""
+        # A record with one process per model has only rounds.
         by_processes = min(new.processes, old.processes) > 1
         speedups = [
             ratio_observations(
@@ -124,15 +120,15 @@ class Pair:
         return unpaired_ratio_interval(*speedups, of="processes" if by_processes else "rounds", deviation=deviation)
 
     def notes(self) -> list[str]:
-        """What a reader should know before believing the ratios."""
+        """Notes on how to read the ratios."""
         apart = f"{self.old.created} and {self.new.created}"
         notes = []
         if len(self.controls) == 1:
-            notes.append(f"{apart} share one unchanged model only, so what differs from run to run is not in the intervals")
+            notes.append(f"{apart} share only one unchanged model, so the intervals do not include the variation from run to run")
         elif self.deviation > 0:
             notes.append(
-                f"between {apart} unchanged models moved against each other by {100 * self.deviation:.1f} % beyond "
-                "their intervals; the intervals here allow for as much"
+                f"between {apart} the ratios of unchanged models moved by {100 * self.deviation:.1f} % beyond "
+                "their intervals; the intervals here are widened accordingly"
             )
         slower = {
             length: self.new.timing(self.baseline(length)).median_ms(length) / self.old.timing(self.baseline(length)).median_ms(length) - 1
@@ -143,7 +139,7 @@ class Pair:
             pace = "slower" if slower[worst] > 0 else "faster"
             notes.append(
                 f"{self.baseline(worst)} itself was {100 * abs(slower[worst]):.0f} % {pace} on {self.new.created} at {worst} tokens; "
-                "speed-ups over it are compared, not milliseconds"
+                "compare speed-ups over it, not milliseconds"
             )
         moved = [
             f"{name} {version} and {self.new.libraries[name]}"
@@ -155,7 +151,7 @@ class Pair:
         return notes
 
     def _deviation_between_runs(self) -> float:
-        """By the method of moments: what the controls moved by, squared, less the squared error that they were known with.
+        """By the method of moments: the mean squared change of the controls less their squared standard error.
 
         Source: DerSimonian and Laird 1986, "Meta-analysis in clinical trials", Controlled Clinical Trials 7(3).
         """
@@ -177,25 +173,25 @@ def _final_timing(record: Record) -> Timing:
 
 
 def check_alike(records: Sequence[Record], normalize: Normalize) -> None:
-    """Refuse what cannot be set side by side; multiples of a floor may come from other machines and bodies."""
+    """Raise RecordError if records are not comparable; multiples of the floor may come from different machines and bodies."""
     if len(records) < 2:
         raise RecordError(f"{len(records)} record to compare; name two or more")
     if normalize == "floor":
-        # The floor accounts for the machine and its threads; the workload must be the same still.
+        # The floor accounts for the machine and its threads; the workload must still be the same.
         first = records[0]
         check_comparable([record.model_copy(update={"machine": first.machine, "threads": first.threads}) for record in records])
         return
     check_comparable(records)
-    shapes: dict[str, Record] = Field(default_factory=dict)
+    shapes: dict[str, Record] = {}
     for record in records:
         shapes.setdefault(_shape(record), record)
     if len(shapes) > 1:
         described = "; ".join(f"{record.recipe.name} has {shape}" for shape, record in shapes.items())
-        raise RecordError(f"records of different bodies cannot be compared by their speed: {described}; compare multiples of the floor")
+        raise RecordError(f"records of different bodies cannot be compared by speed: {described}; compare multiples of the floor")
 
 
 def _shape(record: Record) -> str:
-    """What a body's time depends on; an input reads a few rows of the tables, however large they are."""
+    """The sizes that latency depends on; those of the embedding tables do not matter."""
     body = record.recipe.base.body
     heads, feed_forward = body.layer_heads or body.heads, body.layer_feed_forward or body.feed_forward
     return f"{body.layers} layers of {body.hidden}, {heads} heads, feed-forward {feed_forward}"
@@ -208,20 +204,20 @@ def compare(
     peaks: Mapping[str, Peaks] | None = None,
     floor_format: WeightFormat = "int8",
 ) -> Comparison:
-    """Set the final artifacts of records side by side, against the first.
+    """Compare the final artifacts of records with the first one's.
 
     Args:
-        records: two or more, of one machine and body, in the order wanted; with `floor` of any machines and bodies.
-        normalize: `none` gives speed against the first record's artifact; `floor` gives multiples of each machine's floor.
-        peaks: by machine fingerprint, wanted for `floor`.
-        floor_format: of the weights that the floor is computed for, one for all records.
+        records: two or more, of one machine and body; with `floor`, of any.
+        normalize: `none` gives speed-ups over the first record's artifact; `floor` gives multiples of each machine's latency floor.
+        peaks: by machine fingerprint, required for `floor`.
+        floor_format: weight format of the floor.
 
     Raises:
         RecordError: the records are not comparable, or a machine's peaks are missing; says what and what to do.
-        MeasureError: a machine has no arithmetic for `floor_format`.
+        MeasureError: a machine does not support `floor_format`.
     """
     check_alike(records, normalize)
-    pairs = [Pair(records[0], record) for record in records[1:]] if normalize == "none" else []
+    pairs = [RunPair(records[0], record) for record in records[1:]] if normalize == "none" else []
     entries = []
     for index, record in enumerate(records):
         timing, lengths = _final_timing(record), sorted(record.recipe.workload.lengths)
@@ -258,77 +254,36 @@ def _floors(record: Record, peaks: Mapping[str, Peaks], weights: WeightFormat) -
     """The floor of each length on the record's machine."""
     fingerprint, where = record.machine.fingerprint, f"record of {record.created}"
     if record.isa is not None:
-        raise RecordError(f"{where}: was held to {record.isa}, and its machine's floor is that of all it has; measure without --isa")
+        raise RecordError(
+            f"{where}: was limited to {record.isa}, but the floor is of the machine's full instruction set; measure without --isa"
+        )
     own = peaks.get(fingerprint)
     if own is None:
         raise RecordError(
-            f"{where}: the peaks of its machine, {record.machine.cpu} ({fingerprint}), are not known; "
-            "run optbench probe --json > peaks.json there, and give the file with --peaks"
+            f"{where}: no peaks of its machine, {record.machine.cpu} ({fingerprint}); "
+            "run optbench probe --json > peaks.json there, and pass the file with --peaks"
         )
     if own.threads != record.threads:
-        raise RecordError(f"{where}: ran on {record.threads} threads, the peaks given are of {own.threads}; probe with {record.threads}")
-    workload = record.recipe.workload
-    return {length: floor_ms(record.recipe.base.body, length, workload.batch, own, weights).ms for length in workload.lengths}
+        raise RecordError(f"{where}: ran on {record.threads} threads, but the peaks are of {own.threads}; probe with {record.threads}")
+    workload, body = record.recipe.workload, record.recipe.base.body
+    return {length: floor_ms(body.multiply_adds(length, workload.batch), body.weights, weights, own).ms for length in workload.lengths}
 
 
 def _changes(first: Record, other: Record) -> dict[str, Change]:
-    """By task, where both were measured on the same queries."""
+    """The changes by task, if both were measured on the same queries."""
     base = {result.task: result for result in first.final.accuracy}
     found = {}
     for result in other.final.accuracy:
-        if result.task in base and unlike_results(base[result.task], result) is None:
+        if result.task in base and pairing_problem(base[result.task], result) is None:
             found[result.task] = accuracy_change(base[result.task], result)
     return found
 
 
-def unlike_results(old: AccuracyResult, new: AccuracyResult) -> str | None:
-    """Why two results of one task cannot be paired; None where they can."""
+def pairing_problem(old: AccuracyResult, new: AccuracyResult) -> str | None:
+    """Why two results of one task cannot be paired; None if they can."""
     if old.main_metric != new.main_metric:
         return f"judged by {old.main_metric} and by {new.main_metric}"
     if old.n_documents != new.n_documents:
         return f"{old.n_documents} documents and {new.n_documents}: the task itself changed"
     apart = old.metrics[old.main_metric].keys() ^ new.metrics[new.main_metric].keys()
     return f"{len(apart)} queries are in one record only: the task itself changed" if apart else None
-
-
-def comparison_tables(comparison: Comparison) -> list[Table]:
-    """Milliseconds of each run's own day, what they come to, and accuracy where it was measured."""
-    lengths = list(comparison.entries[0].ms)
-    head = ["record", *map(str, lengths)]
-    raw = [[entry.label, *(f"{entry.ms[length].point:.3g}" for length in lengths)] for entry in comparison.entries]
-    rows = [[entry.label, *(_ratio_cell(entry.relative[length]) for length in lengths)] for entry in comparison.entries if entry.relative]
-    first = comparison.entries[0].label
-    if comparison.normalize == "floor":
-        title = "Multiples of each machine's floor, by tokens"
-        note = "1 would be the floor: the weights read once, or the products at the machine's peak. 95 % intervals."
-    else:
-        title = f"Times as fast as {first}, by tokens"
-        note = "Speed-ups over the same fp32 baseline, timed in the same rounds, by each other; 95 % intervals."
-    notes = " ".join([note, *(f"{text[0].upper()}{text[1:]}." for text in comparison.notes)])
-    tables = [
-        Table("p50 latency in ms by tokens", head, raw, "Each of its own run: not to be set against each other."),
-        Table(title, head, rows, notes),
-    ]
-    tasks = list(dict.fromkeys(task for entry in comparison.entries for task in entry.accuracy))
-    if tasks:
-        shown = [[entry.label, *(_accuracy_cell(entry, task) for task in tasks)] for entry in comparison.entries]
-        note = f"Mean of the task's metric; (relative change in % against {first} with its paired 95 % interval)."
-        tables.append(Table("Accuracy", ["record", *tasks], shown, note))
-    return tables
-
-
-def _ratio_cell(interval: Interval) -> str:
-    doubt = "" if interval.bounded else ", too few rounds"
-    return f"{interval.point:.2f}x ({interval.low:.2f}..{interval.high:.2f}{doubt})"
-
-
-def percent_cells(interval: Interval) -> tuple[str, str]:
-    """A relative change and its interval, in %."""
-    return f"{100 * interval.point:+.1f}", f"{100 * interval.low:+.1f}..{100 * interval.high:+.1f}"
-
-
-def _accuracy_cell(entry: Compared, task: str) -> str:
-    if task not in entry.accuracy:
-        return ""
-    shown = f"{entry.accuracy[task]:.4f}"
-    return shown + (" ({} {})".format(*percent_cells(entry.change[task])) if task in entry.change else "")

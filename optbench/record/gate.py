@@ -1,7 +1,7 @@
-"""The gate: does a proposed change make the artifact slower or less accurate than is allowed?
+"""The gate: is a new artifact slower or less accurate than allowed?
 
-Records of two runs are set against each other as `optbench.record.compare` does it. Where both artifacts are at hand they can be timed
-anew, in alternation: nothing then lies between them but what was changed, and far fewer rounds tell.
+Records of two runs are compared as in `optbench.record.compare`. If both artifacts are available, they can be timed again in one
+interleaved run, which needs far fewer rounds.
 """
 
 import math
@@ -13,27 +13,24 @@ from optbench.machine.cpu import Isa
 from optbench.machine.frozen import Frozen
 from optbench.measure.accuracy import accuracy_change
 from optbench.measure.latency import Timing
-from optbench.measure.settling import further
+from optbench.measure.sample_size import samples_needed
 from optbench.measure.statistics import Change, Interval
 from optbench.recipe.schema import Workload
-from optbench.record.compare import Pair, check_alike, percent_cells, unlike_results
+from optbench.record.compare import RunPair, check_alike, pairing_problem
 from optbench.record.record import Record
 from optbench.record.verdict import Outcome
-from optbench.report.table import Table
 
-__all__ = ["Check", "GateResult", "gate", "gate_table"]
+__all__ = ["Check", "GateResult", "gate"]
 
 
 class Check(Frozen):
-    """One length or task of a gate.
+    """The check of one length or task.
 
     Attributes:
         about: `latency, 16 tokens`, `nDCG@10 on chorus`.
-        outcome: pass, fail or inconclusive.
-        change: relative: +0.10 is 10 % more time, -0.01 is 1 % less accuracy; None where nothing could be compared.
-        limit: the change that is just allowed, in the same terms.
-        further: processes, rounds or queries that would probably settle it; None where it is settled or no number would.
-        reason: in words.
+        change: relative: +0.10 is 10 % more time, -0.01 is 1 % less accuracy; None if nothing could be compared.
+        limit: the largest allowed change.
+        further: how many more processes, rounds or queries would probably settle it; None if it is settled or no number would.
     """
 
     about: str
@@ -45,7 +42,7 @@ class Check(Frozen):
 
 
 class GateResult(Frozen):
-    """All checks, and what they come to: one confirmed regression fails it."""
+    """All checks and the overall outcome: one confirmed regression fails it."""
 
     outcome: Outcome
     checks: tuple[Check, ...]
@@ -57,8 +54,8 @@ class GateResult(Frozen):
         return {Outcome.PASS: 0, Outcome.FAIL: 1}.get(self.outcome, 3)
 
 
-class _OneRun:
-    """Both artifacts timed in alternation; what a `Pair` says of two runs, of one."""
+class _InterleavedRun:
+    """Both artifacts timed in one interleaved run, with the interface of `RunPair`."""
 
     deviation = 0.0
 
@@ -67,12 +64,12 @@ class _OneRun:
         self.lengths = sorted(old.samples_ns)
 
     def speed(self, length: int, *, deviation: float = 0.0) -> Interval:
-        """How many times as fast the new artifact is."""
+        """The speed-up of the new artifact over the old one."""
         return self._new.times_as_fast_as(self._old, length)
 
     def notes(self) -> list[str]:
-        """What a reader should know before believing the ratios."""
-        return ["both artifacts were timed anew, in alternation; accuracy is that of the records"]
+        """Notes on how to read the ratios."""
+        return ["both artifacts were timed again in one interleaved run; accuracy is from the records"]
 
 
 def gate(
@@ -83,29 +80,29 @@ def gate(
     accuracy_limit: float = 0.01,
     retime: Callable[[Workload, Isa | None], tuple[Timing, Timing]] | None = None,
 ) -> GateResult:
-    """Whether a change made things worse than is allowed.
+    """Check whether a change is a regression beyond the limits.
 
-    A check passes only if its whole 95 % interval is within the limit, and fails only if the whole interval is beyond it, so at
-    a true change just at the limit either is wrong in about 1 of 40 runs, and further off far less often.
+    A check passes only if its whole 95 % interval is within the limit, and fails only if the whole interval is beyond it. For a true
+    change at the limit, either is wrong in about 1 of 40 runs.
 
     Args:
-        old: the record that stands.
-        new: the record of what is proposed; of the same machine, workload and body.
-        latency_limit: the share of time that may be added: 0.05 is 5 %.
-        accuracy_limit: the share of a task's metric that may be lost.
-        retime: times both artifacts, old and new, in one interleaved run; the latency of the records then plays no part, and they
-            may be of different machines.
+        old: the reference record.
+        new: the record to check, of the same machine, workload and body.
+        latency_limit: allowed relative increase of latency: 0.05 is 5 %.
+        accuracy_limit: allowed relative loss of a task's metric.
+        retime: times both artifacts, old and new, in one interleaved run; the records' latency is then ignored, and they may be of
+            different machines.
 
     Raises:
-        RecordError: the two are not comparable; says in what.
+        RecordError: the two are not comparable; names the difference.
     """
     nothing_changed = _nothing_changed(old, new)
     if retime is None:
         check_alike([old, new], "none")
-        speeds: Pair | _OneRun = Pair(old, new)
+        speeds: RunPair | _InterleavedRun = RunPair(old, new)
     else:
         check_alike([old, new.model_copy(update={"machine": old.machine, "threads": old.threads})], "none")
-        speeds = _OneRun(*retime(old.recipe.workload, old.isa))
+        speeds = _InterleavedRun(*retime(old.recipe.workload, old.isa))
     checks = [_latency_check(speeds, length, latency_limit, nothing_changed) for length in speeds.lengths]
     notes = speeds.notes()
     if old.weights == "random":
@@ -122,33 +119,33 @@ def gate(
 
 
 def _slowdown(speed: Interval) -> Interval:
-    """Relative change of time from how many times as fast it is."""
+    """The relative change of latency from a speed-up."""
     return speed.model_copy(update={"point": 1 / speed.point - 1, "low": 1 / speed.high - 1, "high": 1 / speed.low - 1})
 
 
-def _latency_check(speeds: Pair | _OneRun, length: int, limit: float, nothing_changed: bool) -> Check:
+def _latency_check(speeds: RunPair | _InterleavedRun, length: int, limit: float, nothing_changed: bool) -> Check:
     change = _slowdown(speeds.speed(length))
     about = f"latency, {length} tokens"
     if change.bounded and change.high <= limit:
         return Check(about=about, outcome=Outcome.PASS, change=change, limit=limit, reason="the whole interval is within the limit")
     if change.bounded and change.low > limit:
         if nothing_changed:
-            reason = "nothing changed: the artifact, its engine and the libraries are the same, so this is what two runs differ by here"
+            reason = "the artifact, its engine and the libraries are unchanged, so this is the variation between runs"
             return Check(about=about, outcome=Outcome.INCONCLUSIVE, change=change, limit=limit, reason=reason)
         return Check(about=about, outcome=Outcome.FAIL, change=change, limit=limit, reason="the whole interval is beyond the limit")
-    more: int | None = further(_slowdown(speeds.speed(length, deviation=0.0)), limit)
-    # Rounds narrow what differs from round to round; what differs from run to run stays.
-    stays = speeds.deviation * NormalDist().inv_cdf(0.975)
-    if more == 0 or (change.bounded and speeds.deviation > 0 and stays >= abs(math.log((1 + change.point) / (1 + limit)))):
-        more, reason = None, "the two runs differ by more than the artifacts may; measure both in one with --retime"
+    more: int | None = samples_needed(_slowdown(speeds.speed(length, deviation=0.0)), limit)
+    # More rounds do not reduce the variation from run to run.
+    between_runs = speeds.deviation * NormalDist().inv_cdf(0.975)
+    if more == 0 or (change.bounded and speeds.deviation > 0 and between_runs >= abs(math.log((1 + change.point) / (1 + limit)))):
+        more, reason = None, "the variation between the runs exceeds the limit; time both in one run with --retime"
     else:
         found = "the interval spans the limit" if change.bounded else f"{change.n} rounds are too few for an interval"
-        reason = f"{found}; about {more} more {change.of} of both would probably tell"
+        reason = f"{found}; about {more} more {change.of} of both would probably settle it"
     return Check(about=about, outcome=Outcome.INCONCLUSIVE, change=change, limit=limit, further=more, reason=reason)
 
 
 def _nothing_changed(old: Record, new: Record) -> bool:
-    """Whether both runs timed one and the same thing; a process may be slow for its whole life."""
+    """Whether both runs timed the same thing; a process may be slow for its whole life."""
     return all(
         before == after
         for before, after in (
@@ -166,7 +163,7 @@ def _accuracy_checks(old: Record, new: Record, limit: float) -> list[Check]:
     for before in old.final.accuracy:
         about = f"{before.main_metric} on {before.task}" + (", fp32 index" if index == "fp32" else "")
         result = after.get(before.task)
-        unlike = "is in the old record only" if result is None else unlike_results(before, result)
+        unlike = "is in the old record only" if result is None else pairing_problem(before, result)
         if result is None or unlike is not None:
             reason = f"{unlike}; measure both on the same task"
             checks.append(Check(about=about, outcome=Outcome.INCONCLUSIVE, change=None, limit=-limit, reason=reason))
@@ -185,21 +182,6 @@ def _accuracy_check(about: str, change: Change, limit: float) -> Check:
     elif change.high < -limit:
         outcome, reason = Outcome.FAIL, "the whole interval is beyond the limit"
     else:
-        outcome, more = Outcome.INCONCLUSIVE, further(change, -limit)
-        reason = f"the interval spans the limit; about {more} more queries would probably tell"
+        outcome, more = Outcome.INCONCLUSIVE, samples_needed(change, -limit)
+        reason = f"the interval spans the limit; about {more} more queries would probably settle it"
     return Check(about=about, outcome=outcome, change=change, limit=-limit, further=more, reason=reason)
-
-
-def gate_table(result: GateResult) -> Table:
-    """Each check, its interval, and what became of it."""
-    rows = []
-    for check in result.checks:
-        found, interval = ("", "") if check.change is None else percent_cells(check.change)
-        rows.append([check.about, found, interval, f"{100 * check.limit:+.1f}", check.reason, str(check.outcome)])
-    note = " ".join(
-        [
-            "Changes in %, with 95 % intervals; more time and less accuracy are worse.",
-            *(f"{text[0].upper()}{text[1:]}." for text in result.notes),
-        ]
-    )
-    return Table(f"Gate: {result.outcome}", ["what", "change", "interval", "limit", "reason", "outcome"], rows, note)

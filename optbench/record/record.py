@@ -1,11 +1,11 @@
-"""The record of a run: everything that was measured, raw, with what it was measured on. Append-only.
+"""The record of a run: the raw measurements and the machine. Append-only.
 
 Schema history:
     1  first: points, timings with raw nanoseconds, accuracy per query, serving times, machine, libraries, warnings.
     2  adds, each optional: accuracy of queries alone against an fp32 index and the share of fp32's top 10 that stays
        (`overlap`, `query_side`), the recipe's `targets.index`, stability of the embeddings, serving scenarios,
        how many processes each model was timed in (records of schema 1: one, unless they say otherwise).
-       Records of schema 1 are read as they are.
+       Records of schema 1 can still be read.
 """
 
 import json
@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from pydantic import JsonValue, ValidationError
 
-from optbench.artifact.folder import Kind, Weights
+from optbench.artifact.manifest import Kind, Weights
 from optbench.errors import RecordError
 from optbench.machine.cpu import Isa, Machine
 from optbench.machine.frozen import Frozen
@@ -34,7 +34,7 @@ __all__ = ["Point", "Record", "check_comparable", "find_record", "newest_record"
 
 SCHEMA_VERSION = 2
 SCHEMAS_READ = (1, 2)
-# A record of a large judged task is some megabytes of per-query values.
+# A record of a large judged task has some megabytes of per-query values.
 RECORD_BYTES_MAX = 256 * 1024 * 1024
 
 
@@ -42,20 +42,17 @@ class Point(Frozen):
     """The model as one step left it.
 
     Attributes:
-        label: the step's place and name; `base` for the model before any step.
+        label: the step's position and name; `base` for the model before any step.
         step: the recipe entry as JSON; None for the base.
-        kind: of the artifact.
-        artifact_sha256: of the artifact.
         size_bytes: of all its files.
-        engine: what it was measured in.
-        timing: label of its entry in the record's timings; None where latency was not taken.
-        cached: whether the step's result was found and not made.
+        engine: options of the engine that it was measured in.
+        timing: label of its entry in the record's timings; None if latency was not measured.
+        cached: whether the step's result came from the cache.
         seconds: how long the step took when it ran.
-        peak_rss_bytes: of the step's own process when it ran, file-backed pages included.
-        report: the step's own words.
-        fidelity_to_source: cosine to the artifact the step took, where the step changes numbers.
+        peak_rss_bytes: of the step's process when it ran, file-backed pages included.
+        fidelity_to_source: cosine to the step's input artifact, if the step changes numbers.
         fidelity_to_base: cosine to the base in torch fp32.
-        accuracy: one entry a task; empty with random weights.
+        accuracy: one entry per task; empty with random weights.
     """
 
     label: str
@@ -80,21 +77,18 @@ class Record(Frozen):
     Attributes:
         created: UTC, ISO 8601.
         optbench: its version.
-        recipe: as it ran.
-        recipe_sha256: its hash.
         base: where the base came from.
         weights: `random` weights give true latency and meaningless accuracy.
-        machine: what it ran on.
-        isa: the instruction set it was held to; None for all that the machine has.
-        threads: intra-op threads that every engine was given.
-        libraries: versions.
-        points: base first, then one a step.
-        timings: every cell of the one interleaved run: the points and the fp32 baselines.
+        isa: the instruction set it was limited to; None for no limit.
+        threads: intra-op threads of every engine.
+        libraries: their versions by name.
+        points: the base, then one per step.
+        timings: of the points and the fp32 baselines, all in one interleaved run.
         baselines: labels of the timings that are fp32 baselines.
         serving: the final artifact on the tasks' real queries.
-        stability: of the final artifact's embeddings, where the recipe asks for it.
-        scenarios: the final artifact under a service's load, where the recipe asks for it.
-        warnings: what a reader must know before believing a figure.
+        stability: of the final artifact's embeddings, if the recipe requests it.
+        scenarios: the final artifact under a service's load, if the recipe requests it.
+        warnings: reasons to doubt the figures.
     """
 
     schema_version: Literal[1, 2] = 2
@@ -122,25 +116,25 @@ class Record(Frozen):
 
     @property
     def final(self) -> Point:
-        """The last step's point: what is judged and exported."""
+        """The last step's point, which is judged and exported."""
         return self.points[-1]
 
     @property
     def file_name(self) -> str:
-        """Sorts by time, and says what it is of."""
+        """The record's file name; names sort by time."""
         stamp = re.sub(r"[^0-9TZ]", "", self.created)
         return f"{stamp}-{self.recipe.name}-{self.weights}-{self.final.artifact_sha256[:8]}.json"
 
 
 def write_record(record: Record, folder: Path) -> Path:
-    """Write a record beside the earlier ones; none of those is touched.
+    """Write a record; earlier records are never changed.
 
     Raises:
-        RecordError: a record of that name is there already, or the disk is full.
+        RecordError: a record of that name already exists, or the disk is full.
     """
     path = folder / record.file_name
     if path.exists():
-        raise RecordError(f"{path}: is there already, and records are never overwritten; move it away")
+        raise RecordError(f"{path}: already exists, and records are never overwritten; move it away")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=folder, prefix=".staging-", delete=False, encoding="utf-8") as file:
@@ -158,11 +152,11 @@ def read_record(path: Path) -> Record:
     """Read a record.
 
     Raises:
-        RecordError: missing, broken, or of a schema this version does not know.
+        RecordError: missing, broken, or of an unknown schema.
     """
     try:
         if path.stat().st_size > RECORD_BYTES_MAX:
-            raise RecordError(f"{path}: larger than {RECORD_BYTES_MAX} bytes, which no record is")
+            raise RecordError(f"{path}: expected a record of at most {RECORD_BYTES_MAX} bytes")
         content = path.read_bytes()
     except OSError as error:
         raise RecordError(f"{path}: cannot be read: {error.strerror}; name a record under exported/RECIPE/records") from error
@@ -173,7 +167,7 @@ def read_record(path: Path) -> Record:
     schema = document.get("schema_version") if isinstance(document, dict) else None
     if schema not in SCHEMAS_READ:
         raise RecordError(
-            f"{path}: has schema {schema}, this optbench reads {SCHEMAS_READ[0]} to {SCHEMA_VERSION}; use the version that wrote it"
+            f"{path}: has schema {schema}; expected {SCHEMAS_READ[0]} to {SCHEMA_VERSION}; use the optbench version that wrote it"
         )
     try:
         return Record.model_validate_json(content)
@@ -191,17 +185,17 @@ def newest_record(folder: Path) -> Record:
     """
     paths = sorted((folder / "records").glob("*.json"))
     if not paths:
-        raise RecordError(f"{folder}: has no records/*.json; name a record, or a folder that optbench apply made")
+        raise RecordError(f"{folder}: has no records/*.json; name a record, or a folder that optbench apply wrote")
     return read_record(paths[-1])
 
 
 def find_record(path: Path) -> Record:
-    """The record of a file, or the newest of an exported folder."""
+    """Read the record of a file, or the newest of an exported folder."""
     return newest_record(path) if path.is_dir() else read_record(path)
 
 
 def check_comparable(records: Sequence[Record]) -> None:
-    """Refuse to put figures side by side that do not belong together.
+    """Check that the latencies of records can be compared.
 
     Raises:
         RecordError: names what differs, and both values.

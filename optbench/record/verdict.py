@@ -1,11 +1,9 @@
 """The verdict: a record against its recipe's targets.
 
-A target is met only if the whole 95 % interval meets it, missed only if the whole interval misses it; anything else is
-inconclusive, and says so rather than guess.
+A target passes only if the whole 95 % interval meets it, and fails only if the whole interval misses it; otherwise it is inconclusive.
 
-With several tasks, languages included, the weighted mean of their changes must meet the limit, and no task may miss it: a task
-whose own interval spans the limit does not hold a pass back, as each has fewer queries than all together, while a confirmed loss
-in one is not made good by the others.
+With several tasks or languages, the weighted mean of their changes must meet the limit, and no single task may fail it. A single task
+that is inconclusive does not prevent a pass, because it has fewer queries than all together.
 """
 
 from collections.abc import Sequence
@@ -14,7 +12,7 @@ from enum import StrEnum
 from optbench.machine.boxes import matching_box
 from optbench.machine.frozen import Frozen
 from optbench.measure.accuracy import AccuracyResult, Index, accuracy_change
-from optbench.measure.settling import further
+from optbench.measure.sample_size import samples_needed
 from optbench.measure.statistics import Interval
 from optbench.measure.weighting import weighted_mean_change
 from optbench.recipe.schema import Targets
@@ -24,7 +22,7 @@ __all__ = ["Finding", "Outcome", "Verdict", "accuracy_findings", "fastest_baseli
 
 
 class Outcome(StrEnum):
-    """What a target's interval says."""
+    """The outcome of a target."""
 
     PASS = "pass"
     FAIL = "fail"
@@ -33,18 +31,13 @@ class Outcome(StrEnum):
 
 
 class Finding(Frozen):
-    """One target and what became of it.
+    """One target and its outcome.
 
     Attributes:
         about: `over openvino fp32, 16 tokens`, `nDCG@10 on chorus`.
-        outcome: of this target alone.
-        value: the point estimate: a speed-up, milliseconds, or a relative change.
-        low: lower end of the 95 % interval.
-        high: upper end.
-        limit: what was wanted.
+        value: the point estimate; `low` and `high` are the ends of its 95 % interval.
         unit: of value, low, high and limit: `x`, `ms`, `relative change` or `cosine`.
-        reason: in words.
-        decides: false for one task of several, which fails the whole if it misses and is otherwise for information.
+        decides: false for one task of several, which matters to the verdict only if it fails.
     """
 
     about: str
@@ -59,7 +52,7 @@ class Finding(Frozen):
 
 
 class Verdict(Frozen):
-    """All findings, and what they come to."""
+    """All findings and the overall outcome."""
 
     outcome: Outcome
     judged_by: str
@@ -72,7 +65,7 @@ class Verdict(Frozen):
 
 
 def _at_least(about: str, interval: Interval, limit: float, unit: str) -> Finding:
-    """A finding whose value should be no less than the limit; `unit` is that of both."""
+    """The finding of a value that must be at least the limit."""
     if not interval.bounded:
         outcome, reason = Outcome.INCONCLUSIVE, f"{interval.n} rounds are too few for an interval: measure at least 6"
     elif interval.low >= limit:
@@ -80,7 +73,7 @@ def _at_least(about: str, interval: Interval, limit: float, unit: str) -> Findin
     elif interval.high < limit:
         outcome, reason = Outcome.FAIL, "the whole interval misses the target"
     else:
-        more = f"about {further(interval, limit)} further {interval.of} would probably settle it"
+        more = f"about {samples_needed(interval, limit)} more {interval.of} would probably settle it"
         outcome, reason = Outcome.INCONCLUSIVE, f"the interval spans the target; {more}"
     return Finding(
         about=about, outcome=outcome, value=interval.point, low=interval.low, high=interval.high, limit=limit, unit=unit, reason=reason
@@ -103,9 +96,9 @@ def _latency_findings(record: Record) -> tuple[str, list[Finding]]:
     for length in record.recipe.workload.judged:
         if on_box and targets.latency_ms is not None:
             interval = candidate.typical_ms(length)
-            # Less is better: turn the signs to use the one rule.
-            turned = interval.model_copy(update={"point": -interval.point, "low": -interval.high, "high": -interval.low})
-            finding = _at_least(f"p50 at {length} tokens", turned, -targets.latency_ms, "ms")
+            # Less is better: negate to apply the same rule.
+            negated = interval.model_copy(update={"point": -interval.point, "low": -interval.high, "high": -interval.low})
+            finding = _at_least(f"p50 at {length} tokens", negated, -targets.latency_ms, "ms")
             true = {"value": interval.point, "low": interval.low, "high": interval.high, "limit": targets.latency_ms}
             findings.append(finding.model_copy(update=true))
             continue
@@ -117,21 +110,18 @@ def _latency_findings(record: Record) -> tuple[str, list[Finding]]:
     return f"the ratio to the fastest fp32 engine, as this machine is not box {targets.box}", findings
 
 
-# What the recipe's `targets.index` means, for the line that says by what was judged.
 _JUDGED_INDEX: dict[Index, str] = {
     "own": "accuracy with queries and documents of the result",
     "fp32": "accuracy with the result's queries in the fp32 base's index",
 }
-
-
 _ON_INDEX: dict[Index, str] = {"own": "", "fp32": ", fp32 index"}
 
 
 def accuracy_findings(base: Sequence[AccuracyResult], candidate: Sequence[AccuracyResult], targets: Targets) -> list[Finding]:
-    """Each task that both were measured on against the recipe's limit, and the weighted mean where there are several.
+    """Judge each task that both were measured on, and the weighted mean if there are several.
 
     Raises:
-        MeasureError: the fp32 base's index should judge, and the candidate was not measured on it.
+        MeasureError: the target is for the fp32 base's index, and the candidate was not measured on it.
     """
     before = {result.task: result for result in base}
     pairs = [(before[result.task], result.on_index(targets.index)) for result in candidate if result.task in before]
@@ -152,17 +142,17 @@ def _accuracy_finding(base: AccuracyResult, candidate: AccuracyResult, limit: fl
 
 
 def _stability_findings(record: Record) -> list[Finding]:
-    """One finding a kind of change: the same computation gives the same vector or it does not, so there is no interval."""
-    floor, stability = record.recipe.stability, record.stability
-    if floor is None or stability is None:
+    """One finding per kind of change, without intervals: the computation is deterministic."""
+    target, stability = record.recipe.stability, record.stability
+    if target is None or stability is None:
         return []
     findings = []
-    for changes in floor.changes:
+    for changes in target.changes:
         worst = stability.worst(changes)
         if worst is None or worst.fidelity is None:
             continue
         cosine = worst.fidelity.minimum
-        met = cosine >= floor.cosine_min
+        met = cosine >= target.cosine_min
         findings.append(
             Finding(
                 about=f"stability: {worst.condition}",
@@ -170,16 +160,16 @@ def _stability_findings(record: Record) -> list[Finding]:
                 value=cosine,
                 low=cosine,
                 high=cosine,
-                limit=floor.cosine_min,
+                limit=target.cosine_min,
                 unit="cosine",
-                reason="every text stays above the floor" if met else worst.explanation or f"{worst.worst_text!r} moved most",
+                reason="no text is below the limit" if met else worst.explanation or f"{worst.worst_text!r} moved most",
             )
         )
     return findings
 
 
 def judge(record: Record) -> Verdict:
-    """Judge the last point of a record against the recipe that it ran."""
+    """Judge the last point of a record against the recipe's targets."""
     judged_by, findings = _latency_findings(record)
     if record.weights == "real":
         accuracy = accuracy_findings(record.points[0].accuracy, record.final.accuracy, record.recipe.targets)

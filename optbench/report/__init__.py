@@ -1,4 +1,4 @@
-"""Reports: records for people.
+"""Reports of records.
 
-In: records, verdicts, comparisons. Out: tables, the model card, the HTML page and its figures. Nothing is measured here.
+In: records, verdicts, comparisons. Out: tables, the model card, the HTML page and its figures.
 """

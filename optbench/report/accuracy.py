@@ -1,4 +1,4 @@
-"""Accuracy as tables of text: each step on its own index, its queries in the base's, and tasks or languages together."""
+"""Accuracy tables: each step on its own index and in the base's, and the mean over tasks or languages."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,15 +8,15 @@ from optbench.measure.weighting import weighted_mean_change
 from optbench.record.record import Record
 from optbench.report.table import Table
 
-__all__ = ["accuracy_table", "beside_table", "query_side_table"]
+__all__ = ["accuracy_table", "base_index_table", "query_side_table"]
 
-# With more tasks or languages than this, the steps between the base and the result are left out.
+# With more tasks or languages, only the base and the result are shown.
 TASKS_WITH_STEPS_MAX = 3
 MEAN = "weighted mean"
 
 
 def accuracy_table(record: Record) -> Table | None:
-    """One row a task and step: the metric, and its relative change against the base; None with random weights or without tasks."""
+    """One row per task and step: the metric and its relative change against the base; None without accuracy."""
     models = _models(record)
     (_, bases), *others = models.items()
     if not bases:
@@ -36,18 +36,18 @@ def accuracy_table(record: Record) -> Table | None:
 
 
 def query_side_table(record: Record) -> Table | None:
-    """One row a task and step: the step's queries in the base's index; None where that was not measured."""
-    return beside_table(_models(record))
+    """One row per task and step: the step's queries in the base's index; None if not measured."""
+    return base_index_table(_models(record))
 
 
-def beside_table(models: Mapping[str, Sequence[AccuracyResult]]) -> Table | None:
-    """One row a task and model: the model's queries in the first model's index, and how much of its top ten stays.
+def base_index_table(models: Mapping[str, Sequence[AccuracyResult]]) -> Table | None:
+    """One row per task and model: the model's queries in the first model's index, and the overlap of the ten nearest documents.
 
     Args:
-        models: label to results; the others were measured beside the first.
+        models: label to results, the base first.
 
     Returns:
-        None where none was.
+        None if none was measured in the base's index.
     """
     (base_label, bases), *others = models.items()
     rows = []
@@ -61,25 +61,25 @@ def beside_table(models: Mapping[str, Sequence[AccuracyResult]]) -> Table | None
     if not rows:
         return None
     for label, results in others:
-        beside = [result.on_index("fp32") for result in results if result.query_side is not None]
-        mean = _mean(bases, beside) if len(beside) == len(results) else None
+        in_base_index = [result.on_index("fp32") for result in results if result.query_side is not None]
+        mean = _mean(bases, in_base_index) if len(in_base_index) == len(results) else None
         if mean is not None:
             rows.append([MEAN, label, *_change_cells(mean), "", ""])
     note = (
-        f"Queries by each, documents by {base_label}: relative change in %, with its paired 95 % interval. Top 10: the mean share of "
-        f"the ten nearest documents of {base_label} that stay among the ten nearest; own: documents by the model too."
+        f"Queries embedded by each model, documents by {base_label}: relative change in %, with its paired 95 % interval. Top 10: the mean "
+        f"share of {base_label}'s ten nearest documents that stay among the ten nearest; own: with the model's own documents."
     )
     return Table(f"Queries in the index of {base_label}", ["task", "model", "change", "interval", "top 10", "own"], rows, note)
 
 
 def _models(record: Record) -> dict[str, Sequence[AccuracyResult]]:
-    """Label to results: every step where the tasks are few, else base and result."""
+    """Label to results: of every step if there are few tasks, else of base and result."""
     few = len(record.points[0].accuracy) <= TASKS_WITH_STEPS_MAX
     return {point.label: point.accuracy for point in (record.points if few else (record.points[0], record.final))}
 
 
 def _mean(bases: Sequence[AccuracyResult], results: Sequence[AccuracyResult]) -> Change | None:
-    """The weighted mean change over tasks; None where there are fewer than two."""
+    """The weighted mean change over tasks; None for fewer than two."""
     by_task = {base.task: base for base in bases}
     pairs = [(by_task[result.task], result) for result in results if result.task in by_task]
     return weighted_mean_change(pairs) if len(pairs) > 1 else None

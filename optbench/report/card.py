@@ -1,17 +1,15 @@
-"""The README.md of an exported artifact, in the form of a Hugging Face model card.
-
-What it is, how fast, at what cost, where that holds; how to load it, how to make it again, and whose work it rests on.
-"""
+"""The README.md of an exported artifact, as a Hugging Face model card."""
 
 import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from optbench.base.license import hub_license
 from optbench.record.record import Record
 from optbench.record.verdict import Verdict
 from optbench.report.contents import command_of, record_tables
 from optbench.report.headline import headline_of
-from optbench.report.loaders import loaders_of
+from optbench.report.loaders import snippets_of
 from optbench.report.table import Table, to_markdown, verdict_table
 from optbench.report.text import inline, printable
 
@@ -20,27 +18,19 @@ if TYPE_CHECKING:
 
 __all__ = ["card_metadata", "render_card"]
 
-# The names that the hub gives to metrics, and the task that each belongs to.
+# The hub's metric names, and the task of each.
 METRICS = {"nDCG@10": ("ndcg_at_10", "retrieval"), "Spearman": ("cosine_spearman", "sentence-similarity")}
-# SPDX identifiers that the hub knows by the same name in lower case; it wants any other as `other` with a name.
-HUB_LICENSES = (
-    *("agpl-3.0", "apache-2.0", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "gpl-3.0", "isc", "lgpl-3.0", "mit", "mpl-2.0", "unlicense"),
-    *("cc-by-4.0", "cc-by-nc-4.0", "cc-by-nc-nd-4.0", "cc-by-nc-sa-4.0", "cc-by-nd-4.0", "cc-by-sa-4.0"),
-)
-# Languages as the hub names them; a task that does not know its own says `und`.
+# The hub's language codes; a task of unknown language has `und`.
 LANGUAGE = re.compile(r"[a-z]{2,3}")
 
 
 def card_metadata(record: Record) -> "ModelCardData":
-    """The card's front matter, by huggingface_hub's own class, so that no text of a record can break out of it."""
+    """The card's front matter; huggingface_hub's class escapes the record's text."""
     from huggingface_hub import EvalResult, ModelCardData
 
     recipe = record.recipe
     real = record.weights == "real"
-    license_id = recipe.base.license.lower()
-    options: dict[str, Any] = {"license": license_id}
-    if license_id not in HUB_LICENSES:
-        options = {"license": "other", "license_name": license_id}
+    options: dict[str, Any] = {**hub_license(recipe.base.license)}
     source = recipe.base.source if record.base == "random" else record.base
     kind, _, location = source.partition(":")
     if kind == "hub":
@@ -74,13 +64,13 @@ def card_metadata(record: Record) -> "ModelCardData":
 
 
 def render_card(record: Record, verdict: Verdict) -> str:
-    """The whole card: front matter, then markdown."""
+    """Render the card: front matter, then markdown."""
     recipe = record.recipe
     parts = [f"---\n{card_metadata(record).to_yaml()}\n---", f"# {inline(recipe.publishes or recipe.name)}"]
     if record.weights == "random":
         parts.append(
-            "> **Random weights.** This run proves latency, memory and the steps on a body of this shape. Its embeddings mean nothing: "
-            "accuracy was not judged, and the cosines below say only that the graph still computes the same function."
+            "> **Random weights.** Latency, memory and the steps are those of a body of this shape. The embeddings are meaningless: "
+            "accuracy was not judged, and the cosines below show only that the graph computes the same function."
         )
     parts.append(
         f"{inline(recipe.description) or 'A text-embedding encoder for CPUs.'} Made from `{_code(record.base)}` by optbench "
@@ -98,7 +88,8 @@ def render_card(record: Record, verdict: Verdict) -> str:
     libraries = ", ".join(f"{library} {number}" for library, number in record.libraries.items())
     parts.append(
         f"## Measured on\n\n{inline(machine.cpu)}, {machine.usable_threads} usable threads, {machine.memory_bytes / 2**30:.0f} GiB, "
-        f"{machine.isa}{f', held to {record.isa}' if record.isa else ''}, {inline(machine.system)}; {record.created}; {inline(libraries)}."
+        f"{machine.isa}{f', limited to {record.isa}' if record.isa else ''}, {inline(machine.system)}; "
+        f"{record.created}; {inline(libraries)}."
     )
     parts.append(_attribution(record))
     if record.warnings:
@@ -111,7 +102,7 @@ def _section(title: str, table: Table) -> str:
 
 
 def _code(text: str) -> str:
-    """Text within backquotes, which end at the next one."""
+    """Text for a markdown code span."""
     return " ".join(printable(text).replace("`", "'").split())
 
 
@@ -134,25 +125,25 @@ def _summary(record: Record) -> str:
 
 
 def _limits(record: Record) -> Iterator[str]:
-    """Where the figures hold, and where nobody looked."""
+    """The conditions of the figures, and what was not measured."""
     workload, machine = record.recipe.workload, record.machine
     isa = record.isa or machine.isa
     yield (
-        f"The milliseconds hold for {inline(machine.cpu)} on {record.threads} threads, with {isa}. Another CPU has other milliseconds, and "
-        "another instruction set may have another winner: without VNNI int8 can be slower than fp32. Measure on yours with the command "
-        "below, or see a smaller CPU from this one with `--isa`."
+        f"The milliseconds hold for {inline(machine.cpu)} on {record.threads} threads, with {isa}. They differ on another CPU, and with "
+        "another instruction set another variant may be fastest: without VNNI int8 can be slower than fp32. Measure on yours with the "
+        "command below, or emulate a smaller instruction set on this CPU with `--isa`."
     )
     yield (
         f"Measured at batch {workload.batch} and {', '.join(map(str, sorted(workload.lengths)))} tokens, judged at "
         f"{', '.join(map(str, sorted(workload.judged)))}. Longer inputs were not timed; beyond {record.recipe.base.max_tokens} tokens they "
-        "are cut off."
+        "are truncated."
     )
     yield from _stability_limits(record)
     for result in record.final.accuracy if record.weights == "real" else ():
         about = " It is synthetic, written for optbench: a smoke test, not a benchmark." if result.synthetic else ""
         yield f"Accuracy on {inline(result.task)} is over {result.n_queries} queries.{about}"
     if record.weights == "random":
-        yield "Accuracy is unknown: the weights are random. Run the recipe with the real weights before any use."
+        yield "Accuracy is unknown because the weights are random. Run the recipe with the real weights before using it."
 
 
 def _stability_limits(record: Record) -> Iterator[str]:
@@ -160,30 +151,30 @@ def _stability_limits(record: Record) -> Iterator[str]:
     if measured:
         worst = min(measured, key=lambda row: row.fidelity.minimum if row.fidelity else 1.0)
         cosine = worst.fidelity.minimum if worst.fidelity else 1.0
-        yield f"A text's vector is not the same under every condition: the worst cosine is {cosine:.6f} ({inline(worst.condition)})."
+        yield f"A text's embedding depends on how it is run: the worst cosine is {cosine:.6f} ({inline(worst.condition)})."
         if worst.explanation:
             yield f"{inline(worst.explanation)}."
     elif any(step.step == "quantize_dynamic" for step in record.recipe.steps):
         yield (
-            "Dynamic int8 gives each batch its own activation scale, so a text's vector depends on its company: embed one text at a time, "
-            "or in batches of like length, and see `optbench stability` for how far it moves."
+            "Dynamic int8 gives each batch its own activation scale, so an embedding depends on its batch: embed one text "
+            "at a time, or in batches of similar length; `optbench stability` measures the difference."
         )
     else:
-        yield "Stability across batches, padding and threads was not measured in this run: `optbench stability FOLDER` does it."
+        yield "Stability across batches, padding and threads was not measured in this run; use `optbench stability FOLDER`."
 
 
 def _loading(record: Record) -> Iterator[str]:
-    yield f"`{record.recipe.name}` stands for this folder."
-    for loader in loaders_of(record, record.recipe.name):
-        yield f"### {loader.name}\n\n```\npip install {loader.install}\n```\n\n```python\n{loader.code}\n```"
+    yield f"`{record.recipe.name}` is the path of this folder."
+    for snippet in snippets_of(record, record.recipe.name):
+        yield f"### {snippet.name}\n\n```\npip install {snippet.install}\n```\n\n```python\n{snippet.code}\n```"
 
 
 def _attribution(record: Record) -> str:
     base = record.recipe.base
-    text = f"## License and attribution\n\nThe weights are those of `{_code(record.base)}`, changed by the steps above"
+    text = f"## License and attribution\n\nThe weights are those of `{_code(record.base)}`, modified by the steps above"
     if record.weights == "random":
         text = f"## License and attribution\n\nThe body is that of `{_code(base.source)}`"
     return (
-        f"{text}; all credit for the model is its authors'. Its licence, **{inline(base.license)}**, holds for this artifact as well: keep "
-        "its notices with every copy. optbench itself is Apache-2.0."
+        f"{text}; all credit for the model is due to its authors. Its license, **{inline(base.license)}**, also applies to this artifact: "
+        "keep its notices with every copy. optbench itself is Apache-2.0."
     )

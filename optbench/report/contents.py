@@ -1,4 +1,4 @@
-"""All that a record has to show, as tables in reading order: what the terminal, the card and the page have in common."""
+"""The tables of a record in reading order, for the terminal, the card and the page."""
 
 import shlex
 
@@ -19,7 +19,7 @@ __all__ = ["command_of", "record_tables"]
 
 
 def record_tables(record: Record, percentile: int = 50) -> list[Table]:
-    """The tables of a record that have rows; the verdict's is not among them."""
+    """The non-empty tables of a record, without the verdict's."""
     tables = [
         tradeoff_table(record),
         accuracy_table(record),
@@ -35,7 +35,7 @@ def record_tables(record: Record, percentile: int = 50) -> list[Table]:
 
 
 def command_of(record: Record) -> str:
-    """The command that makes the artifact and its record again; safe to paste into a shell, whoever wrote the record."""
+    """The command that makes the artifact again, quoted for a shell: the record may be untrusted."""
     words = ["optbench", "apply", f"recipes/{record.recipe.name}.yaml"]
     if record.weights == "random":
         words += ["--weights", "random"]

@@ -1,4 +1,4 @@
-"""A table on a terminal: figures are never broken over lines, prose is, and a table too wide for the screen continues below itself."""
+"""Tables on a terminal: prose wraps, figures do not, and a table too wide for the screen continues below."""
 
 from collections.abc import Sequence
 
@@ -9,12 +9,12 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from optbench.record.verdict import Outcome
-from optbench.report.table import Table, holds_words
+from optbench.report.table import Table, is_text_column
 from optbench.report.text import printable
 
 __all__ = ["fit_columns", "to_rich"]
 
-# A column with a longer cell holds prose or paths, which read well over several lines down to the second width.
+# A column with a longer cell is prose or paths, and wraps down to the second width.
 PROSE_CELLS, PROSE_CELLS_MIN = 32, 24
 GAP = 2
 
@@ -22,14 +22,10 @@ _STYLES = {Outcome.PASS: "green", Outcome.FAIL: "red", Outcome.INCONCLUSIVE: "ye
 
 
 def fit_columns(widths: Sequence[int], limit: int) -> list[list[int]]:
-    """Share columns out over as many parts as it takes for each to fit; the first column leads every part.
-
-    Args:
-        widths: cells that each column needs; at least one column.
-        limit: cells of a line.
+    """Split columns of these widths into parts of at most `limit` cells; every part starts with the first column.
 
     Returns:
-        the columns of each part by index, the first left out. A column too wide for a line has a part of its own.
+        The column indices of each part, without the first. A column too wide for a line is a part of its own.
     """
     parts: list[list[int]] = [[]]
     used = widths[0]
@@ -43,7 +39,7 @@ def fit_columns(widths: Sequence[int], limit: int) -> list[list[int]]:
 
 
 def to_rich(table: Table, limit: int) -> list[RenderableType]:
-    """For a terminal of `limit` cells a line: title, one table or, where the columns do not fit side by side, several, and the note."""
+    """Title, one or more tables of at most `limit` cells per line, and note."""
     cells = [[printable(cell) for cell in line] for line in (table.columns, *table.rows)]
     widths = [max(cell_len(line[index]) for line in cells) for index in range(len(table.columns))]
     least = [PROSE_CELLS_MIN if width > PROSE_CELLS else width for width in widths]
@@ -51,7 +47,7 @@ def to_rich(table: Table, limit: int) -> list[RenderableType]:
     for number, part in enumerate(fit_columns(least, limit)):
         rich = RichTable(box=boxes.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
         for index in (0, *part):
-            justify: JustifyMethod = "left" if holds_words(table, index) else "right"
+            justify: JustifyMethod = "left" if is_text_column(table, index) else "right"
             prose = least[index] < widths[index]
             rich.add_column(Text(cells[0][index]), justify=justify, no_wrap=not prose, overflow="fold", min_width=least[index])
         for line in cells[1:]:

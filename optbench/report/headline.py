@@ -1,4 +1,4 @@
-"""The headline: one row a recipe, in the form that tables of embedding models have."""
+"""The headline table: one row per recipe."""
 
 from collections.abc import Sequence
 
@@ -14,14 +14,7 @@ __all__ = ["Headline", "Loss", "headline_of", "headline_table", "worst_loss"]
 
 
 class Loss(Frozen):
-    """The accuracy that the steps cost, on the task where they cost most.
-
-    Attributes:
-        task: its name.
-        synthetic: made up; the only tasks of the record are.
-        metric: that judges it.
-        change: relative, against the base in torch fp32.
-    """
+    """The task that lost most accuracy, with its relative change against the base in torch fp32."""
 
     task: str
     synthetic: bool
@@ -34,23 +27,13 @@ class Headline(Frozen):
 
     Attributes:
         model: the name it is published under, or the recipe's.
-        recipe: its name.
-        license: of the base, which the artifact carries on.
-        base: where the weights came from.
-        weights: `random` weights give true latency and no accuracy.
-        dimension: of an embedding.
-        tokens: the length that the milliseconds are of.
+        license: of the base, which also applies to the artifact.
+        tokens: input length of the latencies, which are medians.
         fp32: the fastest fp32 engine at that length.
-        fp32_ms: its median.
-        optimized_ms: the artifact's median.
-        speedup: round by round.
-        loss: None with random weights, and where no task was measured.
-        fp32_bytes: of the base.
-        optimized_bytes: of the artifact.
+        speedup: computed round by round.
+        loss: None with random weights, or if no task was measured.
         box: the reference machine, or the CPU's own name.
-        threads: that every engine was given.
-        isa: the instruction set the run was held to; None for all that the CPU has.
-        verdict: of the record.
+        isa: the instruction set the run was limited to; None for no limit.
     """
 
     model: str
@@ -74,7 +57,7 @@ class Headline(Frozen):
 
 
 def worst_loss(record: Record) -> Loss | None:
-    """The largest measured loss; synthetic tasks count only where there are no others."""
+    """The largest measured loss; synthetic tasks count only if there are no others."""
     base = {result.task: result for result in record.points[0].accuracy}
     results = [result for result in record.final.accuracy if result.task in base]
     results = [result for result in results if not result.synthetic] or results
@@ -87,7 +70,7 @@ def _loss(base: AccuracyResult, result: AccuracyResult) -> Loss:
 
 
 def headline_of(record: Record) -> Headline | None:
-    """A record's row; None where its latency was not measured."""
+    """The headline of a record; None if its latency was not measured."""
     if record.final.timing is None or not record.baselines:
         return None
     length = reading_length(record)
@@ -116,11 +99,11 @@ def headline_of(record: Record) -> Headline | None:
 
 
 def headline_table(records: Sequence[Record]) -> Table:
-    """One row a record."""
+    """One row per record."""
     rows = [_row(found) for found in map(headline_of, records) if found is not None]
     note = (
-        "fp32: the fastest fp32 engine on that machine; latencies are medians at batch 1, x is taken round by round. Loss: relative, "
-        "in %, of the task that lost most, + is a gain; in brackets 95 % intervals. MB: the base's files and the artifact's."
+        "fp32: the fastest fp32 engine on that machine; latencies are medians at batch 1; x is computed round by round. Loss: relative, "
+        "in %, of the task that lost most, + is a gain; in parentheses 95 % intervals. MB: the base's files and the artifact's."
     )
     if any(record.weights == "random" for record in records):
         note += " Random weights: the latency is true, accuracy cannot be measured."

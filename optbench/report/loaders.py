@@ -1,142 +1,75 @@
-"""How an exported folder is loaded, in each library that can: the code that its card gives."""
+"""Loaders for people: the code on the model card, and the table of their checks."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from optbench.artifact.folder import Kind
-from optbench.loaders.environments import ST5_ONNX, ST6_OPENVINO
+from optbench.artifact.manifest import Kind
+from optbench.loaders import LOADERS
+from optbench.loaders.base import ExportedModel, PythonLoader, Query
+from optbench.loaders.conformance import COSINE_MIN, LoaderRow
 from optbench.record.record import Record
+from optbench.report.table import Table
 
-__all__ = ["Loader", "loaders_of"]
+__all__ = ["Snippet", "loader_table", "snippets_of"]
 
-# What was proven together: sentence-transformers loads each format with a library that holds others back.
-PINNED = {"openvino": ST6_OPENVINO, "onnx": ST5_ONNX}
+TEXT = "running shoes"
 
 
 @dataclass(frozen=True)
-class Loader:
-    """A way to load the folder.
-
-    Attributes:
-        name: the library's.
-        install: what a shell gives to pip.
-        code: Python; leaves `vectors`, (1, dimension), of one query.
-    """
+class Snippet:
+    """How one library loads a folder: what pip installs, and code that sets `vectors`, (1, dimension), to the embedding of one query."""
 
     name: str
     install: str
     code: str
 
 
-def loaders_of(record: Record, folder: str) -> list[Loader]:
-    """The loaders of a record's final artifact.
-
-    Args:
-        record: of the artifact.
-        folder: where the artifact lies, as the reader's code names it.
-    """
-    if record.final.kind is Kind.OPENVINO:
-        return [_optbench(folder), _sentence_transformers(record, folder), _optimum_intel(record, folder), _openvino(record, folder)]
-    if record.final.kind is Kind.ONNX:
-        others = [_sentence_transformers(record, folder), _onnxruntime(record, folder), _fastembed(record, folder)]
-        return [_optbench(folder), *others, _openvino(record, folder)]
-    return [_optbench(folder)]
-
-
-def _query(record: Record) -> str:
-    """A query with its prompt in front, as a Python literal."""
-    return repr(record.recipe.base.prompts.query + "running shoes")
-
-
-def _precision(record: Record) -> dict[str, str]:
-    """OpenVINO's option that keeps the precision the artifact was measured in; its own default is bf16 where the CPU has it."""
-    precision = record.final.engine.get("inference_precision") if record.final.kind is Kind.OPENVINO else "f32"
-    return {"INFERENCE_PRECISION_HINT": str(precision)} if precision else {}
-
-
-def _optbench(folder: str) -> Loader:
-    code = f'import optbench\n\nencoder = optbench.load({folder!r})\nvectors = encoder.encode(["running shoes"], prompt="query")'
-    return Loader("optbench", "optbench", code)
-
-
-def _sentence_transformers(record: Record, folder: str) -> Loader:
-    backend = "openvino" if record.final.kind is Kind.OPENVINO else "onnx"
-    file_name = "openvino_model.xml" if backend == "openvino" else "model.onnx"
-    prompt = ', prompt_name="query"' if record.recipe.base.prompts.query else ""
-    options: dict[str, object] = {"file_name": file_name}
-    if backend == "openvino" and _precision(record):
-        options["ov_config"] = _precision(record)
-    lines = [
-        "from sentence_transformers import SentenceTransformer",
-        "",
-        f'model = SentenceTransformer({folder!r}, backend="{backend}", model_kwargs={options!r})',
-        f'vectors = model.encode(["running shoes"]{prompt})',
-    ]
-    return Loader(f"sentence-transformers ({backend})", " ".join(PINNED[backend].requirements), "\n".join(lines))
-
-
-def _tokenized(library: str, record: Record, folder: str) -> list[str]:
-    """The imports and the plain tokenization of one query, for an engine that comes without."""
+def snippets_of(record: Record, folder: str) -> list[Snippet]:
+    """The code that loads a record's final artifact from `folder`, for optbench and for each library that can."""
+    base, kind = record.recipe.base, record.final.kind
+    precision = record.final.engine.get("inference_precision") if kind is Kind.OPENVINO else "f32"
+    model = ExportedModel(
+        name=record.recipe.name,
+        folder=folder,
+        kind=kind,
+        prompt=base.prompts.query,
+        pooling=base.pooling,
+        normalize=base.normalize,
+        dimension=base.body.hidden,
+        max_tokens=base.max_tokens,
+        precision=str(precision) if precision else None,
+    )
+    query = Query(f'"{TEXT}"', repr(model.prompt + TEXT), has_prompt=bool(model.prompt))
+    own = f'import optbench\n\nencoder = optbench.load({folder!r})\nvectors = encoder.encode(["{TEXT}"], prompt="query")'
     return [
-        "import numpy as np",
-        f"import {library}",
-        "from tokenizers import Tokenizer",
-        "",
-        f"tokenizer = Tokenizer.from_file({folder + '/tokenizer.json'!r})",
-        f"tokenizer.enable_truncation({record.recipe.base.max_tokens})",
-        "tokenizer.no_padding()",
-        f"encoded = tokenizer.encode({_query(record)})",
-        'inputs = {"input_ids": np.array([encoded.ids]), "attention_mask": np.array([encoded.attention_mask])}',
+        Snippet("optbench", "optbench", own),
+        *(
+            Snippet(loader.title, " ".join(loader.packages), "\n".join([*loader.load(model), *loader.embed(model, query)]))
+            for loader in LOADERS
+            if isinstance(loader, PythonLoader) and kind in loader.on_card
+        ),
     ]
 
 
-def _onnxruntime(record: Record, folder: str) -> Loader:
-    lines = [
-        *_tokenized("onnxruntime", record, folder),
-        f'session = onnxruntime.InferenceSession({folder + "/onnx/model.onnx"!r}, providers=["CPUExecutionProvider"])',
-        '(vectors,) = session.run(["sentence_embedding"], inputs)',
+def loader_table(rows: Sequence[LoaderRow]) -> Table | None:
+    """One row per loader; None if there are no rows."""
+    if not rows:
+        return None
+    cells = [
+        [
+            row.loader,
+            row.version or "",
+            str(row.status),
+            "" if row.cosine is None else f"{row.cosine:.6f}",
+            "" if row.prompted is None else f"{row.prompted:.6f}",
+            "" if row.load_ms is None else f"{row.load_ms:.0f}",
+            "" if row.embed_ms is None else f"{row.embed_ms:.1f}",
+            row.note,
+        ]
+        for row in rows
     ]
-    return Loader("ONNX Runtime", "onnxruntime tokenizers", "\n".join(lines))
-
-
-def _openvino(record: Record, folder: str) -> Loader:
-    file = "/openvino/openvino_model.xml" if record.final.kind is Kind.OPENVINO else "/onnx/model.onnx"
-    options = {"PERFORMANCE_HINT": "LATENCY", **_precision(record)}
-    lines = [
-        *_tokenized("openvino", record, folder),
-        f'model = openvino.Core().compile_model({folder + file!r}, "CPU", {options!r})',
-        'vectors = model(inputs)["sentence_embedding"]',
-    ]
-    return Loader("OpenVINO", "openvino tokenizers", "\n".join(lines))
-
-
-def _optimum_intel(record: Record, folder: str) -> Loader:
-    precision = f", ov_config={_precision(record)!r}" if _precision(record) else ""
-    lines = [
-        "from optimum.intel import OVModelForFeatureExtraction",
-        "from transformers import AutoTokenizer",
-        "",
-        f"tokenizer = AutoTokenizer.from_pretrained({folder!r})",
-        f'model = OVModelForFeatureExtraction.from_pretrained({folder!r}, subfolder="openvino"{precision})',
-        f'tokens = model(**tokenizer({_query(record)}, return_tensors="pt")).last_hidden_state[0]',
-        "vectors = tokens[:1].numpy()" if record.recipe.base.pooling == "cls" else "vectors = tokens.mean(0, keepdim=True).numpy()",
-    ]
-    if record.recipe.base.normalize:
-        lines.append("vectors /= (vectors**2).sum(1, keepdims=True) ** 0.5")
-    return Loader("optimum-intel", " ".join(ST6_OPENVINO.requirements), "\n".join(lines))
-
-
-def _fastembed(record: Record, folder: str) -> Loader:
-    base = record.recipe.base
-    lines = [
-        "from fastembed import TextEmbedding",
-        "from fastembed.common.model_description import ModelSource, PoolingType",
-        "",
-        f"name = {'optbench/' + record.recipe.name!r}",
-        "TextEmbedding.add_custom_model(",
-        f"    model=name, pooling=PoolingType.{base.pooling.upper()}, normalization={base.normalize}, dim={base.body.hidden},",
-        '    sources=ModelSource(hf=name), model_file="onnx/model.onnx",',
-        ")",
-        f"model = TextEmbedding(name, specific_model_path={folder!r})",
-        f"vectors = list(model.embed([{_query(record)}]))",
-    ]
-    return Loader("fastembed", "fastembed", "\n".join(lines))
+    note = (
+        f"cosine: to optbench's own vectors, of the worst text, without and with the query prompt; at least {COSINE_MIN} expected. "
+        "The times are rough: use optbench measure for exact ones."
+    )
+    return Table("Loaders", ["loader", "version", "status", "cosine", "prompted", "load ms", "text ms", "note"], cells, note)

@@ -1,7 +1,7 @@
-"""The page: records as one HTML file that needs no network, sorts, copies its commands, and reads well on a phone and to a screen reader.
+"""The HTML page: records in one file that works offline, on a phone and with a screen reader.
 
-Everything in it that comes from a record is text: templates escape it, the figures' data is JSON, and the page's own scripts are the
-only ones that its security policy lets run.
+Text from records is untrusted: templates escape it, the figures' data is JSON, and the content security policy allows only the page's
+own scripts.
 """
 
 import base64
@@ -22,7 +22,7 @@ from optbench.report import plots
 from optbench.report.contents import command_of, record_tables
 from optbench.report.headline import Headline, headline_of, headline_table
 from optbench.report.peers import PeerRun, peer_tables, speedup_rows
-from optbench.report.table import Table, holds_words, verdict_table
+from optbench.report.table import Table, is_text_column, verdict_table
 from optbench.report.text import printable
 
 if TYPE_CHECKING:
@@ -33,17 +33,17 @@ __all__ = ["Difference", "render_page", "require_plots", "save_figure"]
 TEMPLATES = Path(__file__).parent / "templates"
 NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
 PROSE_LENGTH = 48
-# Characters that half the page's width has room for, and what a cell's padding takes.
+# In characters: half the page's width, and a cell's padding.
 HALF_WIDTH, CELL_PADDING = 84, 4
-# Of an exported figure, in pixels, without the names on its left: a README's column is some 800 wide.
+# Pixels of an exported figure without its labels: a README's column is about 800 wide.
 FIGURE_WIDTH = 600
-# What a reader looks at first; the rest is folded.
+# Tables shown at first; the rest is collapsed.
 FIRST_TABLES = 3
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Two or more records of one recipe side by side, or why they cannot be."""
+    """The comparison of two or more records of one recipe, or why they cannot be compared."""
 
     recipe: str
     tables: Sequence[Table]
@@ -53,7 +53,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Cell:
-    """A table's cell: the number that it sorts by is the first in its text."""
+    """A table's cell; it sorts by the first number in its text."""
 
     text: str
     value: float | None
@@ -69,7 +69,7 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Shown:
+class PageTable:
     """A table on the page."""
 
     id: str
@@ -114,18 +114,14 @@ class Part:
     command: str = ""
     tiles: Sequence[Tile] = ()
     figures: Sequence[Figure] = ()
-    tables: Sequence[Shown] = ()
-    more: Sequence[Shown] = ()
+    tables: Sequence[PageTable] = ()
+    more: Sequence[PageTable] = ()
     facts: Sequence[tuple[str, str]] = ()
     warnings: Sequence[str] = field(default_factory=tuple)
 
 
 def require_plots() -> None:
-    """Say how to get the libraries that draw.
-
-    Raises:
-        OptbenchError: they are not installed.
-    """
+    """Raise an OptbenchError if the plotting libraries are not installed."""
     try:
         import altair  # noqa: F401
         import jinja2  # noqa: F401
@@ -134,13 +130,13 @@ def require_plots() -> None:
         raise OptbenchError(f"figures and pages need {error.name}, which is not installed; run pip install 'optbench[report]'") from error
 
 
-def _shown(value: Any) -> Any:
-    """What a template puts into the page, whatever wrote it: text that is not the page's own cannot steer what stands around it."""
+def _printable_value(value: Any) -> Any:
+    """Strip control characters from every string that a template inserts, except the page's own markup."""
     return printable(value) if type(value) is str else value
 
 
 def _clean(value: Any) -> Any:
-    """Data of a figure without control characters."""
+    """Strip control characters from a figure's data."""
     if isinstance(value, str):
         return printable(value)
     if isinstance(value, dict):
@@ -149,7 +145,7 @@ def _clean(value: Any) -> Any:
 
 
 class _Page:
-    """Hands out ids while the parts are made."""
+    """Builds parts with unique ids."""
 
     def __init__(self) -> None:
         self._numbers = count(1)
@@ -157,13 +153,13 @@ class _Page:
     def id(self, kind: str) -> str:
         return f"{kind}-{next(self._numbers)}"
 
-    def table(self, table: Table, command: str) -> Shown:
-        numbers = [not holds_words(table, index) for index in range(len(table.columns))]
+    def table(self, table: Table, command: str) -> PageTable:
+        numbers = [not is_text_column(table, index) for index in range(len(table.columns))]
         rows = [[_cell(text, number) for text, number in zip(row, numbers, strict=True)] for row in table.rows]
         columns = [Column(name, number) for name, number in zip(table.columns, numbers, strict=True)]
         longest = [max(len(row[index]) for row in (table.columns, *table.rows)) for index in range(len(table.columns))]
         wide = sum(min(length, PROSE_LENGTH) + CELL_PADDING for length in longest) > HALF_WIDTH
-        return Shown(self.id("table"), table, command, columns, rows, wide)
+        return PageTable(self.id("table"), table, command, columns, rows, wide)
 
     def figures(self, found: Sequence[tuple[str, str, "alt.LayerChart | None"]], command: str, *, wide: bool = False) -> list[Figure]:
         return [
@@ -188,9 +184,9 @@ def _record_part(page: _Page, record: Record, floor: Mapping[int, float]) -> Par
     plane = "Each step by its latency and by the task that lost most. Dashed: the recipe's targets. Stepped: the Pareto front."
     lengths = "Median latency by token length, both axes logarithmic."
     lengths += (
-        " The floor is what no program on this machine can go below with int8 weights."
+        " The floor is a lower bound for int8 weights on this machine."
         if floor
-        else " The machine's floor is not known here: give the result of optbench probe --json with --probe."
+        else " The machine's floor is not known: pass the output of optbench probe --json with --probe."
     )
     figures = page.figures(
         [
@@ -204,7 +200,7 @@ def _record_part(page: _Page, record: Record, floor: Mapping[int, float]) -> Par
     tables = [page.table(table, command) for table in (verdict_table(verdict), *record_tables(record))]
     machine = record.machine
     facts = [
-        ("CPU", f"{machine.cpu}, {machine.architecture}, {machine.isa}" + (f", held to {record.isa}" if record.isa else "")),
+        ("CPU", f"{machine.cpu}, {machine.architecture}, {machine.isa}" + (f", limited to {record.isa}" if record.isa else "")),
         ("threads", f"{record.threads} of {machine.usable_threads} usable, {machine.cores} physical cores"),
         ("memory", f"{machine.memory_bytes / 2**30:.0f} GiB"),
         ("system", machine.system),
@@ -279,10 +275,10 @@ def _scripts() -> tuple[str, str]:
     """Vega, Vega-Lite and vega-embed in one, and the page's own."""
     import vl_convert
 
-    # Its stub asks for a snippet that the function does not need.
+    # The stub requires an argument that the function does not.
     bundle = vl_convert.javascript_bundle()  # type: ignore[call-arg]
     own = (TEMPLATES / "page.js").read_text(encoding="utf-8")
-    # Within a script element the end tag ends it, wherever it stands.
+    # Any end tag within a script element ends it.
     vega, page = (script.replace("</script", "<\\/script").replace("<!--", "<\\!--") for script in (bundle, own))
     return vega, page
 
@@ -295,17 +291,13 @@ def render_page(
     peers: Sequence[PeerRun] = (),
     peers_from: str = "",
 ) -> str:
-    """The page of records.
+    """Render the page of one or more records.
 
-    Args:
-        records: one or more, in the order wanted.
-        floors: by machine fingerprint and recipe joined with a space, milliseconds by token length, for int8 weights.
-        differences: of records of one recipe.
-        peers: runs of the peers.
-        peers_from: where those came from, as a shell takes it.
+    `floors` has milliseconds by token length, for int8 weights, under the machine's fingerprint and the recipe's name, joined with a
+    space. `peers_from` is the path of the peers' results, quoted for a shell.
 
     Raises:
-        OptbenchError: the libraries that draw are not installed.
+        OptbenchError: the plotting libraries are not installed.
     """
     require_plots()
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -325,7 +317,7 @@ def render_page(
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        finalize=_shown,
+        finalize=_printable_value,
     )
     only = parts[1].title if len(records) == 1 else f"Report of {len(records)} records"
     return environment.get_template("page.html.j2").render(
@@ -342,10 +334,10 @@ def save_figure(chart: "alt.LayerChart | alt.VConcatChart", path: Path) -> None:
     """Write a chart as .svg or .png, on white, for a README.
 
     Raises:
-        OptbenchError: another ending, or the file cannot be written.
+        OptbenchError: another extension, or the file cannot be written.
     """
     if path.suffix not in (".svg", ".png"):
-        raise OptbenchError(f"{path}: figures are written as .svg or .png; name such a file")
+        raise OptbenchError(f"{path}: unknown extension; expected .svg or .png")
     import altair as alt
 
     options: dict[str, Any] = {"scale_factor": 2} if path.suffix == ".png" else {}

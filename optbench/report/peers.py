@@ -1,7 +1,4 @@
-"""The peers: what other ways to run the same models reach on the same machine, from the files that the peers' benchmark wrote.
-
-Only what is shown is read, and figures are checked; a file of another form is refused by name.
-"""
+"""Results of the peers, other ways to run the same models on the same machine, from the files of the peers' benchmark."""
 
 import json
 from pathlib import Path
@@ -25,7 +22,7 @@ class _Part(BaseModel):
 
 
 class PeerRow(_Part):
-    """A peer: latency by length in one kind of run, accuracy in the other; with a reason it did not run and has neither."""
+    """A peer's latency by length, or its accuracy, depending on the run; or the reason why it did not run."""
 
     name: str
     precision: str = ""
@@ -37,17 +34,7 @@ class PeerRow(_Part):
 
 
 class PeerRun(_Part):
-    """One run of the peers.
-
-    Attributes:
-        kind: what was asked.
-        model: that all were given.
-        weights: real or random.
-        created: UTC.
-        threads: that each was given.
-        interface: how the input was given; of latency runs.
-        rows: one a peer; speed-ups are over the first.
-    """
+    """One run of the peers, with a row for each; speed-ups are over the first. `interface` is the form of the input in latency runs."""
 
     schema_version: Literal[1]
     kind: Literal["latency", "accuracy"]
@@ -60,10 +47,10 @@ class PeerRun(_Part):
 
 
 def read_peers(path: Path) -> list[PeerRun]:
-    """The runs of a file, or of all .json files of a folder.
+    """Read the runs of a file, or of all .json files of a folder.
 
     Raises:
-        RecordError: missing, or of another form; names the file.
+        RecordError: missing or invalid; names the file.
     """
     files = sorted(path.glob("*.json")) if path.is_dir() else [path]
     if not files:
@@ -74,7 +61,7 @@ def read_peers(path: Path) -> list[PeerRun]:
 def _read_run(path: Path) -> PeerRun:
     try:
         if path.stat().st_size > BYTES_MAX:
-            raise RecordError(f"{path}: larger than {BYTES_MAX} bytes, which no run of the peers is")
+            raise RecordError(f"{path}: expected a run of the peers of at most {BYTES_MAX} bytes")
         document: Any = json.loads(path.read_bytes())
         return PeerRun.model_validate(document)
     except OSError as error:
@@ -82,7 +69,7 @@ def _read_run(path: Path) -> PeerRun:
     except ValidationError as error:
         first = error.errors()[0]
         raise RecordError(
-            f"{path}: no run of the peers: {'.'.join(map(str, first['loc'])) or 'top'}: {first['msg']}; measure again"
+            f"{path}: not a run of the peers: {'.'.join(map(str, first['loc'])) or 'top'}: {first['msg']}; measure again"
         ) from error
     except ValueError as error:
         raise RecordError(f"{path}: not JSON ({error}); the file may be truncated") from error
@@ -96,7 +83,7 @@ def _length(run: PeerRun) -> int | None:
 
 
 def speedup_rows(run: PeerRun) -> list[dict[str, Any]]:
-    """One row a peer that was timed, fastest first, as `plots.peers_plot` takes them."""
+    """One row per timed peer, fastest first, for `plots.peers_plot`."""
     length = _length(run)
     rows = []
     for row in run.rows:
@@ -113,7 +100,7 @@ def _named(row: PeerRow) -> str:
 
 
 def peer_tables(run: PeerRun) -> list[Table]:
-    """What a run shows, and the peers that did not run with their reasons."""
+    """The tables of a run, and of the peers that did not run."""
     about = f"{run.model}, {run.weights} weights, {run.threads} threads, {run.created}" + (
         f", input: {run.interface}" if run.interface else ""
     )
@@ -121,7 +108,7 @@ def peer_tables(run: PeerRun) -> list[Table]:
     if run.kind == "latency":
         lengths = sorted({length for row in ran for length in row.round_medians_ns})
         rows = [[_named(row), *(_speed_cell(row, length) for length in lengths)] for row in ran]
-        note = f"Median ms, and how many times as fast as {_named(ran[0]) if ran else 'the first'} in the same rounds. {about}."
+        note = f"Median ms, and the speed-up over {_named(ran[0]) if ran else 'the first'} in the same rounds. {about}."
         tables = [Table("Peers: latency in ms by tokens", ["peer", *map(str, lengths)], rows, note)]
     else:
         tasks = list(dict.fromkeys(task for row in ran for task in row.change))

@@ -1,6 +1,6 @@
-"""A record as figures: Vega-Lite charts by Altair, for the page and as SVG or PNG.
+"""Figures of a record: Vega-Lite charts by Altair, for the page and as SVG or PNG.
 
-Text of a record stands in the data only, never in a field's name or an expression, so that nothing a stranger wrote is evaluated.
+A record's text appears only in data, never in field names or expressions, so that untrusted text is not evaluated.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,11 +28,11 @@ __all__ = [
 ]
 
 Row = dict[str, Any]
-# After Okabe and Ito, for color-blind readers, each of middle lightness so that it stands out on light and dark grounds alike.
+# After Okabe and Ito, for color-blind readers, each of medium lightness, for light and dark backgrounds.
 COLORS = ["#2f7fd0", "#d9662b", "#1a9a75", "#b9649a", "#b58900", "#1f9bb0", "#808890"]
 BAR, FINAL, TARGET = "#7a94b8", "#0b84d8", "#c2410c"
 STEP_HEIGHT = 30
-# The axis over the longest bar, so that its figure has room even on a phone.
+# The axis extends beyond the longest bar, to fit its label even on a phone.
 ROOM = 1.35
 
 
@@ -41,14 +41,14 @@ def _order(rows: Sequence[Row], field: str) -> list[str]:
 
 
 def _room_for_text(values: Sequence[float], factor: float) -> "alt.Scale":
-    """From 0 to beyond the longest bar, as its figure stands to the right of it."""
+    """From 0 to beyond the longest bar, to fit its label."""
     import altair as alt
 
     return alt.Scale(domain=[0, factor * max(values)], nice=False)
 
 
 def step_rows(record: Record) -> list[Row]:
-    """One row a timed step: milliseconds at the reading length with their 95 % interval."""
+    """One row per timed step: milliseconds at the reading length with their 95 % interval."""
     length = reading_length(record)
     rows = []
     for point in record.points:
@@ -68,7 +68,7 @@ def step_rows(record: Record) -> list[Row]:
 
 
 def waterfall_plot(record: Record) -> "alt.LayerChart | None":
-    """Milliseconds after each step, and where the fastest fp32 engine stands."""
+    """Milliseconds after each step, and those of the fastest fp32 engine."""
     import altair as alt
 
     rows = step_rows(record)
@@ -94,7 +94,7 @@ def waterfall_plot(record: Record) -> "alt.LayerChart | None":
 
 
 def change_rows(record: Record) -> list[Row]:
-    """One row a step and task: the relative change of the metric in %, with its paired 95 % interval."""
+    """One row per step and task: the relative change of the metric in %, with its paired 95 % interval."""
     rows = []
     for base in record.points[0].accuracy:
         for point in record.points[1:]:
@@ -151,7 +151,7 @@ def _legend() -> "alt.Legend":
 
 
 def tradeoff_plot(record: Record) -> "alt.VConcatChart | alt.LayerChart | None":
-    """Both in one, for a README: what each step bought over what it cost."""
+    """One figure for a README: the latency after each step above its accuracy."""
     import altair as alt
 
     bought, cost = waterfall_plot(record), accuracy_plot(record)
@@ -161,7 +161,7 @@ def tradeoff_plot(record: Record) -> "alt.VConcatChart | alt.LayerChart | None":
 
 
 def pareto_front(rows: Sequence[Row]) -> list[Row]:
-    """The rows that no other beats in both `ms`, less is better, and `change`, more is better; fastest first."""
+    """The Pareto front of `ms` (less is better) and `change` (more is better), fastest first."""
     front: list[Row] = []
     for row in sorted(rows, key=lambda row: (row["ms"], -row["change"])):
         if not front or row["change"] > front[-1]["change"]:
@@ -170,7 +170,7 @@ def pareto_front(rows: Sequence[Row]) -> list[Row]:
 
 
 def plane_rows(record: Record) -> list[Row]:
-    """One row a step: its milliseconds, and the change of the task that lost most after it, with both intervals."""
+    """One row per step: its milliseconds and the change of the task that lost most, with both intervals."""
     speed = {row["step"]: row for row in step_rows(record)}
     worst: dict[str, Row] = {}
     for row in change_rows(record):
@@ -183,14 +183,8 @@ def plane_rows(record: Record) -> list[Row]:
             continue
         found = change or {"change": 0.0, "low": 0.0, "high": 0.0, "task": "the reference", "text": "0 %"}
         ms = {"ms": timed["ms"], "ms_low": timed["low"], "ms_high": timed["high"]}
-        rows.append(
-            {
-                "step": label,
-                **ms,
-                **{key: found[key] for key in ("change", "low", "high", "task")},
-                "text": f"{timed['text']}, {found['text']}",
-            }
-        )
+        loss = {key: found[key] for key in ("change", "low", "high", "task")}
+        rows.append({"step": label, **ms, **loss, "text": f"{timed['text']}, {found['text']}"})
     return rows
 
 
@@ -202,7 +196,7 @@ def plane_plot(record: Record) -> "alt.LayerChart | None":
     if len(rows) < 2 or not record.baselines:
         return None
     length, targets = reading_length(record), record.recipe.targets
-    wanted = latency_interval(record.timing(fastest_baseline(record, length)), length).point / targets.speedup
+    target_ms = latency_interval(record.timing(fastest_baseline(record, length)), length).point / targets.speedup
     limit = -100 * targets.accuracy_loss_max
     steps = _order(rows, "step")
     x = alt.X("ms:Q", title=f"ms at {length} tokens (left is faster)", scale=alt.Scale(type="log", nice=False, padding=24))
@@ -213,7 +207,7 @@ def plane_plot(record: Record) -> "alt.LayerChart | None":
     front = alt.Chart(alt.Data(values=pareto_front(rows))).mark_line(
         color="currentColor", strokeWidth=1.5, opacity=0.6, interpolate="step-before"
     )
-    target = alt.Chart(alt.Data(values=[{"ms": wanted, "change": limit, "label": f"target: {wanted:.3g} ms, {limit:.3g} %"}]))
+    target = alt.Chart(alt.Data(values=[{"ms": target_ms, "change": limit, "label": f"target: {target_ms:.3g} ms, {limit:.3g} %"}]))
     rule = {"strokeDash": [5, 4], "strokeWidth": 1.5, "color": TARGET}
     return alt.layer(
         front.encode(x=x, y=y),
@@ -228,17 +222,16 @@ def plane_plot(record: Record) -> "alt.LayerChart | None":
 
 
 def latency_rows(record: Record, floor: Mapping[int, float]) -> list[Row]:
-    """One row a model and length, and the floor's where it is known."""
+    """One row per model and length, and of the floor if known."""
     rows = []
     for timing in record.timings:
         for length in sorted(record.recipe.workload.lengths):
             found = latency_interval(timing, length)
             text = f"{found.point:.3g} ms ({found.low:.3g}..{found.high:.3g})"
             rows.append({"model": timing.label, "tokens": length, "ms": found.point, "low": found.low, "high": found.high, "text": text})
-    label = "floor, int8"
-    return rows + [
-        {"model": label, "tokens": tokens, "ms": ms, "low": ms, "high": ms, "text": f"{ms:.3g} ms"} for tokens, ms in sorted(floor.items())
-    ]
+    for tokens, ms in sorted(floor.items()):
+        rows.append({"model": "floor, int8", "tokens": tokens, "ms": ms, "low": ms, "high": ms, "text": f"{ms:.3g} ms"})
+    return rows
 
 
 def latency_plot(record: Record, floor: Mapping[int, float]) -> "alt.LayerChart | None":
@@ -265,7 +258,7 @@ def latency_plot(record: Record, floor: Mapping[int, float]) -> "alt.LayerChart 
 
 
 def headline_plot(records: Sequence[Record]) -> "alt.LayerChart | None":
-    """Each recipe's speed-up over the fastest fp32 engine, with its 95 % interval; None where nothing was timed."""
+    """Each recipe's speed-up over the fastest fp32 engine, with its 95 % interval; None if nothing was timed."""
     found = [headline for headline in map(headline_of, records) if headline is not None]
     rows = [
         {
@@ -282,7 +275,7 @@ def headline_plot(records: Sequence[Record]) -> "alt.LayerChart | None":
 
 
 def peers_plot(rows: Sequence[Row]) -> "alt.LayerChart | None":
-    """Each peer's speed-up over the first, with its interval; rows as `peers.speedup_rows` gives them."""
+    """Each peer's speed-up over the first, with its interval; rows from `peers.speedup_rows`."""
     return _speedups(rows, "speed-up, x") if rows else None
 
 

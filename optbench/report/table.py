@@ -1,4 +1,4 @@
-"""A record as tables of text: what each step bought and cost, latency by length, the verdict. `fitted` puts them on a terminal."""
+"""Text tables of a record: what each step gained and cost, latency by length, the verdict. `fitted` renders them on a terminal."""
 
 import re
 from collections.abc import Sequence
@@ -14,11 +14,13 @@ from optbench.report.text import inline
 __all__ = [
     "Table",
     "footprint_table",
-    "holds_words",
+    "is_text_column",
     "latency_interval",
     "latency_table",
+    "percent_cells",
     "reading_length",
     "scenario_tables",
+    "sentences",
     "serving_table",
     "stability_table",
     "steps_table",
@@ -33,7 +35,7 @@ WORD = re.compile(r"[^\W\d_]{3}")
 
 @dataclass(frozen=True)
 class Table:
-    """Cells as text, ready for a terminal or a card."""
+    """A table of text cells."""
 
     title: str
     columns: Sequence[str]
@@ -41,14 +43,24 @@ class Table:
     note: str = ""
 
 
-def holds_words(table: Table, index: int) -> bool:
-    """Whether a column stands on the left: the first does, and what has a word in it; figures stand on the right."""
+def is_text_column(table: Table, index: int) -> bool:
+    """Whether a column is left-aligned: the first one, and those with words. Figures are right-aligned."""
     return index == 0 or any(WORD.search(row[index]) for row in table.rows)
 
 
 def reading_length(record: Record) -> int:
-    """The length that one-figure summaries give: 16 tokens, a short query with its prompt, or the nearest judged one."""
+    """The token length of summaries: 16, a short query with its prompt, or the nearest judged length."""
     return min(record.recipe.workload.judged, key=lambda length: (abs(length - 16), length))
+
+
+def percent_cells(change: Interval) -> tuple[str, str]:
+    """A relative change and its interval, in percent."""
+    return f"{100 * change.point:+.1f}", f"{100 * change.low:+.1f}..{100 * change.high:+.1f}"
+
+
+def sentences(note: str, notes: Sequence[str]) -> str:
+    """A table's note followed by others, each capitalized and ended with a period."""
+    return " ".join([note, *(f"{text[0].upper()}{text[1:]}." for text in notes)])
 
 
 def _percent(share: float) -> str:
@@ -56,7 +68,7 @@ def _percent(share: float) -> str:
 
 
 def tradeoff_table(record: Record) -> Table:
-    """One row a step: what it bought in milliseconds and megabytes, and how far it moved the embeddings."""
+    """One row per step: milliseconds, megabytes, and cosine of the embeddings to fp32."""
     length = reading_length(record)
     fastest = fastest_baseline(record, length) if record.baselines else None
     rows = []
@@ -67,7 +79,7 @@ def tradeoff_table(record: Record) -> Table:
         rows.append([point.label, str(point.engine["engine"]), f"{point.size_bytes / 1e6:.0f}", *speed, *cosines])
     note = f"x: speed-up over {fastest}, the fastest fp32 engine here at {length} tokens; cosine to fp32, mean and worst text."
     if record.weights == "random":
-        note += " Random weights: the latency is true, the cosine says only that the graph computes the same function."
+        note += " Random weights: the latency is true, the cosine shows only that the graph computes the same function."
     return Table("What each step bought and cost", ["step", "engine", "MB", f"ms@{length}", "x", "cosine", "worst"], rows, note)
 
 
@@ -82,8 +94,8 @@ def _speed_cells(record: Record, point: Point, fastest: str | None, length: int)
 def latency_interval(timing: Timing, length: int, percentile: int = 50) -> Interval:
     """A percentile of a model's milliseconds at a token length, with its 95 % interval.
 
-    Runs within a process are not independent, so the median's interval is over the processes' medians. Other percentiles need all
-    runs, and their intervals hold for these processes.
+    The median's interval is over processes, as runs within one are not independent. Other percentiles need all runs, so their
+    intervals hold only for these processes.
     """
     if percentile == 50:
         return timing.typical_ms(length)
@@ -91,20 +103,20 @@ def latency_interval(timing: Timing, length: int, percentile: int = 50) -> Inter
 
 
 def latency_table(record: Record, percentile: int = 50) -> Table:
-    """Milliseconds by token length of every timed model, and how well the least certain of them is known."""
+    """Milliseconds by token length of every timed model, and the relative half-width of the widest interval."""
     lengths = sorted(record.recipe.workload.lengths)
     rows = []
     for timing in record.timings:
         intervals = [latency_interval(timing, length, percentile) for length in lengths]
-        doubt = max(interval.half_width / interval.point for interval in intervals)
-        rows.append([timing.label, *(f"{interval.point:.3g}" for interval in intervals), f"{100 * doubt:.1f}"])
-    note = f"±%: the widest half of these 95 % intervals. {record.threads} threads, batch {record.recipe.workload.batch}, "
-    note += record.machine.cpu + (f", held to {record.isa}" if record.isa else "")
+        widest = max(interval.half_width / interval.point for interval in intervals)
+        rows.append([timing.label, *(f"{interval.point:.3g}" for interval in intervals), f"{100 * widest:.1f}"])
+    note = f"±%: the largest half-width of these 95 % intervals. {record.threads} threads, batch {record.recipe.workload.batch}, "
+    note += record.machine.cpu + (f", limited to {record.isa}" if record.isa else "")
     return Table(f"p{percentile} latency in ms by tokens", ["model", *map(str, lengths), "±%"], rows, note + ".")
 
 
 def footprint_table(record: Record) -> Table:
-    """Load time and memory of every timed model, from its own process."""
+    """Load time and memory of every timed model, each in its own process."""
     rows = [
         [
             timing.label,
@@ -119,7 +131,7 @@ def footprint_table(record: Record) -> Table:
 
 
 def steps_table(record: Record) -> Table:
-    """How long each step took and the memory that it needed, when it ran."""
+    """Time and peak memory of each step when it ran."""
     weight_bytes = 4 * record.recipe.base.body.parameters
     rows = [
         [
@@ -131,11 +143,13 @@ def steps_table(record: Record) -> Table:
         ]
         for point in record.points
     ]
-    return Table("How the steps went", ["step", "seconds", "peak GB", "x fp32", "matched"], rows, "x fp32: peak RSS over the fp32 weights.")
+    return Table(
+        "Time and memory of the steps", ["step", "seconds", "peak GB", "x fp32", "matched"], rows, "x fp32: peak RSS over the fp32 weights."
+    )
 
 
 def serving_table(record: Record) -> Table | None:
-    """Tokenization and inference on the tasks' real queries; None where it was not measured."""
+    """Tokenization and inference on the tasks' real queries; None if not measured."""
     serving = record.serving
     if serving is None:
         return None
@@ -143,7 +157,7 @@ def serving_table(record: Record) -> Table | None:
     for name, nanoseconds in (
         ("tokenize", serving.tokenize_ns),
         ("embed", serving.embed_ns),
-        ("encode: both and all around them", serving.encode_ns),
+        ("encode: both, and overhead", serving.encode_ns),
     ):
         milliseconds = [ns / 1e6 for ns in nanoseconds]
         cells = [percentile_interval(milliseconds, q) for q in (50, 90, 99)]
@@ -154,7 +168,7 @@ def serving_table(record: Record) -> Table | None:
 
 
 def stability_table(stability: Stability | None) -> Table | None:
-    """One row a condition; None where it was not measured."""
+    """One row per condition; None if not measured."""
     if stability is None:
         return None
     note = f"{stability.n_texts} texts, {stability.n_documents} documents; the reference is {stability.reference}."
@@ -162,12 +176,12 @@ def stability_table(stability: Stability | None) -> Table | None:
 
 
 def scenario_tables(record: Record) -> list[Table]:
-    """Single stream, server and offline under each concurrency model; none where they were not run."""
+    """Single stream, server and offline under each concurrency model; empty if they were not run."""
     return [Table(*rows) for rows in record.scenarios.tables()] if record.scenarios else []
 
 
 def verdict_table(verdict: Verdict) -> Table:
-    """Each target, its interval, and what became of it."""
+    """One row per target: value, interval and outcome."""
     rows = []
     for finding in verdict.findings:
         if finding.unit == "relative change":
@@ -188,18 +202,18 @@ def verdict_table(verdict: Verdict) -> Table:
         rows.append([finding.about, *shown, str(finding.outcome)])
     return Table(
         f"Verdict: {verdict.outcome}",
-        ["target", "found", "interval", "wanted", "outcome"],
+        ["target", "found", "interval", "required", "outcome"],
         rows,
-        f"Intervals hold the true value with 95 % confidence. Judged by {verdict.judged_by}.",
+        f"95 % confidence intervals. Judged by {verdict.judged_by}.",
     )
 
 
 def to_markdown(table: Table) -> str:
-    """For a card or a README."""
+    """Render a markdown table with its note."""
 
     def line(cells: Sequence[str]) -> str:
         return "| " + " | ".join(inline(cell).replace("|", "\\|") for cell in cells) + " |"
 
-    rule = ["---" if holds_words(table, index) else "---:" for index in range(len(table.columns))]
+    rule = ["---" if is_text_column(table, index) else "---:" for index in range(len(table.columns))]
     lines = [line(table.columns), line(rule), *(line(row) for row in table.rows)]
     return "\n".join([*lines, "", inline(table.note)]).rstrip() + "\n"

@@ -1,18 +1,18 @@
-"""Text of a record, which may come from a stranger, as text: nothing in it steers a terminal or becomes markdown."""
+"""Escape the text of a record, which may be untrusted, for terminals and markdown."""
 
 import re
 import unicodedata
 
 __all__ = ["inline", "printable"]
 
-# Unicode's explicit embeddings, overrides and isolates, with which text can pass for another.
+# Unicode's explicit embeddings, overrides and isolates, which can disguise text.
 BIDIRECTIONAL = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-# What begins an HTML element, code, and a link or picture with a target of its own.
+# Starts of HTML elements, code, links and images.
 MARKUP = re.compile(r"<(?=[A-Za-z/!?])|`|\[(?=[^\]]*\]\s*[(\[:])")
 
 
 def printable(text: str) -> str:
-    """Text that cannot move a terminal's cursor, color it or turn what stands beside it around: records may come from strangers."""
+    """Replace control characters, which could move a terminal's cursor, color it or reorder text."""
     return "".join("\N{REPLACEMENT CHARACTER}" if _steers(char) else char for char in text)
 
 
@@ -21,5 +21,5 @@ def _steers(char: str) -> bool:
 
 
 def inline(text: str) -> str:
-    """Text for markdown that stays text, on one line: a record may come from a stranger, and markdown takes HTML and links."""
+    """Escape text for markdown, on one line, so that it cannot contain HTML or links."""
     return MARKUP.sub(lambda found: "&lt;" if found[0] == "<" else f"\\{found[0]}", " ".join(printable(text).split()))

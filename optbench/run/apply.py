@@ -1,71 +1,35 @@
-"""The runner: brings a recipe's artifact and its evidence into being, and loses at most the running step when stopped."""
+"""Applying a recipe: make every item, measure, judge, export. A run that is stopped loses at most the step that was running."""
 
-import contextlib
-import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from optbench.artifact.folder import Artifact, Kind, Weights, seal
-from optbench.base.obtain import read_origin
+from optbench.artifact.folder import Artifact, link_or_copy, seal
+from optbench.artifact.manifest import Kind
 from optbench.encoder import ENGINE_FILE
 from optbench.errors import MachineError
-from optbench.machine.cpu import Isa, read_machine
 from optbench.machine.disk import free_disk, full_disk_errors
+from optbench.machine.extras import require_extra
 from optbench.recipe.schema import Recipe
 from optbench.record.record import Record, write_record
 from optbench.record.verdict import Verdict, judge
-from optbench.report.card import render_card
-from optbench.run.layer_times import obtain_layer_times
-from optbench.run.make import Listener, calibration_texts, make_base, make_stage, sweep_staging, sweep_unfinished, texts_not_to_train_on
-from optbench.run.measure import NumbersGauge, baseline_cells, gauge_stability, make_record, serve_scenarios, time_serving, time_stages
-from optbench.run.plan import Cache, Plan, make_plan, start_index
-from optbench.steps import ExportOnnx, PruneStructured
+from optbench.run.evaluate import StageEvaluator
+from optbench.run.layer_latencies import measure_layer_latencies
+from optbench.run.listener import Listener, Silent
+from optbench.run.make import Maker
+from optbench.run.measurements import make_record, measure_served, time_stages
+from optbench.run.plan import BASELINE_INDEX, Options, Plan, Run, make_plan, walk
 from optbench.steps.pruning.latency import LayerTimes
-from optbench.tasks import JudgedTexts, Task
 
-__all__ = ["Applied", "Options", "apply", "plan"]
+__all__ = ["Applied", "CardRenderer", "apply", "export_artifact", "plan", "time_layers"]
 
-
-class Silent:
-    """A listener that says nothing."""
-
-    def begin(self, label: str) -> None:
-        """Say nothing."""
-
-    def update(self, message: str, share: float | None) -> None:
-        """Say nothing."""
-
-    def end(self, outcome: str) -> None:
-        """Say nothing."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """How a recipe is run.
-
-    Attributes:
-        cache: where finished work lies.
-        output: the folder that gets one folder a recipe.
-        weights: `random` for the true latency of the body without its weights.
-        base: a source that replaces the recipe's, for a fine-tuned derivative.
-        tasks: accuracy tasks besides the recipe's.
-        isa: measure as a CPU with this instruction set would.
-        from_step: make this step and those after it again, cached or not: a name or a number from 0.
-    """
-
-    cache: Cache
-    output: Path = Path("exported")
-    weights: Weights = "real"
-    base: str | None = None
-    tasks: tuple[Task, ...] = ()
-    isa: Isa | None = None
-    from_step: str | None = None
+CardRenderer = Callable[[Record, Verdict], str]
+"""Writes the model card of an exported folder, in Markdown."""
 
 
 @dataclass(frozen=True)
@@ -79,24 +43,11 @@ class Applied:
 
 def plan(recipe: Recipe, options: Options) -> Plan:
     """What `apply` would do, without doing it."""
-    return _plan(recipe, options, calibration_texts(recipe), texts_not_to_train_on(recipe, (*recipe.tasks, *options.tasks)))
-
-
-def _plan(recipe: Recipe, options: Options, calibration: Sequence[str], judged: JudgedTexts) -> Plan:
-    return make_plan(
-        recipe,
-        options.cache,
-        read_machine(),
-        weights=options.weights,
-        base=options.base,
-        calibration=calibration,
-        judged_sha256=judged.sha256,
-        from_step=options.from_step,
-    )
+    return make_plan(Run(recipe, options))
 
 
 def time_layers(recipe: Recipe, options: Options, listener: Listener | None = None) -> LayerTimes:
-    """Time the layers of a recipe's body as its further steps finish them; found in the cache the next time.
+    """Time the layers of a recipe's body as its last steps finish them; the next call finds the result in the cache.
 
     Raises:
         MachineError: the cache folder cannot be made.
@@ -104,7 +55,40 @@ def time_layers(recipe: Recipe, options: Options, listener: Listener | None = No
     """
     with _folder_errors():
         options.cache.root.mkdir(parents=True, exist_ok=True)
-    return obtain_layer_times(recipe, options.cache, listener or Silent(), calibration_texts(recipe))
+    return measure_layer_latencies(Run(recipe, options), listener or Silent())
+
+
+def apply(recipe: Recipe, options: Options, render_card: CardRenderer, listener: Listener | None = None) -> Applied:
+    """Run a recipe: base, steps, measurements, record, verdict, exported folder, whose README.md is the rendered card.
+
+    Raises:
+        OptbenchError: names the step; the next run finds in the cache what had finished.
+    """
+    require_extra("build", "optbench apply")
+    listener = listener or Silent()
+    run = Run(recipe, options, measure_layers=lambda run: measure_layer_latencies(run, listener))
+    with _folder_errors():
+        options.output.mkdir(parents=True, exist_ok=True)
+        run.cache.root.mkdir(parents=True, exist_ok=True)
+    with _locked(options.output / f".{recipe.name}.lock", recipe.name):
+        run.cache.sweep_staging()
+        free_disk(run.cache.root, make_plan(run).missing_bytes, f"recipe {recipe.name}")
+        evaluator = StageEvaluator(run, listener)
+        evaluated = [
+            (stage, evaluator.evaluate(stage))
+            for item, stage in walk(run, Maker(run, listener), work=True)
+            if stage is not None and item.index != BASELINE_INDEX
+        ]
+        run.cache.sweep_unfinished()
+        stages = [stage for stage, _ in evaluated]
+        latency = time_stages(run, stages, listener)
+        served = measure_served(run, stages[-1], evaluator, listener)
+        record = make_record(run, evaluated, latency, served, evaluator.warnings)
+        verdict = judge(record)
+        listener.begin("export")
+        folder = export_artifact(stages[-1].artifact, record, options.output, render_card(record, verdict))
+        listener.end(str(folder))
+    return Applied(record, verdict, folder)
 
 
 @contextmanager
@@ -115,89 +99,21 @@ def _folder_errors() -> Iterator[None]:
         raise MachineError(f"{error.filename}: cannot be made: {error.strerror}; name another folder with --output or --cache") from error
 
 
-def apply(recipe: Recipe, options: Options, listener: Listener | None = None) -> Applied:
-    """Run a recipe: base, steps, measurements, record, verdict, exported folder.
-
-    Raises:
-        OptbenchError: with the step named; whatever had finished is found again by the next run.
-    """
-    with _folder_errors():
-        options.output.mkdir(parents=True, exist_ok=True)
-        options.cache.root.mkdir(parents=True, exist_ok=True)
-    with _locked(options.output / f".{recipe.name}.lock", recipe.name):
-        return _apply_locked(recipe, options, listener or Silent())
-
-
-@contextmanager
-def _locked(path: Path, name: str) -> Iterator[None]:
-    """Hold the lock of a recipe's output; the kernel lets go of it however this process ends."""
-    lock = FileLock(path, timeout=0)
+def _locked(path: Path, name: str) -> AbstractContextManager[object]:
+    """Hold the lock of a recipe's output; the kernel frees it however this process ends."""
     try:
-        lock.acquire()
+        return FileLock(path).acquire(timeout=0)
     except Timeout:
         raise MachineError(
-            f"{path}: another run of {name} is at work in this output folder; wait for it, or name another --output"
+            f"{path}: another run of {name} is writing to this output folder; wait for it, or name another --output"
         ) from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
-def _apply_locked(recipe: Recipe, options: Options, listener: Listener) -> Applied:
-    cache = options.cache
-    sweep_staging(cache)
-    calibration = calibration_texts(recipe)
-    judged = texts_not_to_train_on(recipe, (*recipe.tasks, *options.tasks))
-    free_disk(cache.root, _plan(recipe, options, calibration, judged).missing_bytes, f"recipe {recipe.name}")
-    forced = start_index(recipe, options.from_step)
-    gauge = NumbersGauge(recipe, (*recipe.tasks, *options.tasks), cache, options.weights, options.isa, listener)
-
-    base = make_base(recipe, cache, options.weights, options.base, listener)
-    stages = [base]
-    numbers = [gauge.measure(base)]
-    for index, step in enumerate(recipe.steps):
-        in_ms = isinstance(step, PruneStructured) and step.needs_layer_times
-        stage = make_stage(
-            step,
-            f"{index} {step.step}",
-            stages[-1].artifact,
-            recipe,
-            cache,
-            listener,
-            calibration=calibration,
-            force=index >= forced,
-            layer_times=obtain_layer_times(recipe, cache, listener, calibration) if in_ms else None,
-            base=base.artifact,
-            judged=judged,
-        )
-        stages.append(stage)
-        numbers.append(gauge.measure(stage))
-    # Every runtime's fp32 baseline runs on the base's plain export, whatever the recipe's own first steps are.
-    export = make_stage(
-        ExportOnnx(step="export_onnx"), "baseline export", base.artifact, recipe, cache, listener, calibration=calibration, force=False
-    )
-    sweep_unfinished(cache)
-    baselines = baseline_cells(recipe, base.artifact, export.artifact)
-    timed = time_stages(recipe, stages, baselines, options.isa, listener)
-    serving = time_serving(stages[-1], recipe, gauge, options.isa, listener)
-    stability = gauge_stability(stages[-1], recipe, gauge, cache, options.isa, listener)
-    scenarios = serve_scenarios(stages[-1], recipe, gauge, options.isa, listener)
-    source = options.base or ("random" if options.weights == "random" else recipe.base.source)
-    warnings = [*read_origin(base.artifact.path).warnings, *gauge.warnings]
-    record = make_record(recipe, source, stages, numbers, timed, baselines, serving, stability, scenarios, options.isa, warnings)
-    verdict = judge(record)
-    listener.begin("export")
-    folder = export_artifact(stages[-1].artifact, record, verdict, options.output)
-    listener.end(str(folder))
-    return Applied(record, verdict, folder)
-
-
-def export_artifact(artifact: Artifact, record: Record, verdict: Verdict, output: Path) -> Path:
+def export_artifact(artifact: Artifact, record: Record, output: Path, card: str) -> Path:
     """Write `output/<recipe>`: the artifact, its engine settings, all records and the card, sealed, in one rename.
 
-    Weights are hard links into the cache where that is possible, so that exporting takes no time and no space.
-    Records of earlier runs are carried over.
+    Weights are hard links into the cache where that is possible, so exporting takes no time and no space. Records of earlier runs are
+    carried over.
     """
     folder = output / record.recipe.name
     with tempfile.TemporaryDirectory(prefix=f".staging-{record.recipe.name}-", dir=output, ignore_cleanup_errors=True) as scratch:
@@ -207,22 +123,15 @@ def export_artifact(artifact: Artifact, record: Record, verdict: Verdict, output
             for name in artifact.manifest.files:
                 target = staging / name
                 target.parent.mkdir(parents=True, exist_ok=True)
-                _link_or_copy(artifact.path / name, target, artifact.kind)
+                # onnx refuses to read a data file that has a second name.
+                place = shutil.copyfile if artifact.kind is Kind.ONNX else link_or_copy
+                place(artifact.path / name, target)
             engine = record.recipe.engine_for(artifact.kind)
             (staging / ENGINE_FILE).write_text(engine.model_dump_json(indent=1) + "\n", encoding="utf-8")
             earlier = folder / "records"
             if earlier.is_dir():
                 shutil.copytree(earlier, staging / "records")
             write_record(record, staging / "records")
-            (staging / "README.md").write_text(render_card(record, verdict), encoding="utf-8")
+            (staging / "README.md").write_text(card, encoding="utf-8")
         seal(staging, folder, artifact.kind, artifact.weights, artifact.manifest.layers)
     return folder
-
-
-def _link_or_copy(source: Path, target: Path, kind: Kind) -> None:
-    """Hard-link where that is possible and safe: onnx refuses to read a data file that has a second name."""
-    if kind is not Kind.ONNX:
-        with contextlib.suppress(OSError):  # another file system, or one without links
-            os.link(source, target)
-            return
-    shutil.copyfile(source, target)

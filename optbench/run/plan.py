@@ -1,86 +1,247 @@
-"""The plan: which steps run on what, under which cache keys, and what is there already. Pure: nothing is run or opened."""
+"""The plan: the items of a run in order, each with its source, its inputs and its cache key.
+
+`walk` is the one loop over them. `make_plan` walks with a function that looks into the cache; `apply` walks with one that makes what is
+missing.
+"""
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
-from optbench.artifact.folder import Kind, hash_file, read_manifest_sha256
+from optbench.artifact.folder import Artifact, hash_file, open_artifact, read_manifest_sha256
+from optbench.artifact.manifest import Kind, Weights
 from optbench.base.obtain import base_key
 from optbench.errors import RecipeError
-from optbench.machine.cpu import Machine, read_machine
+from optbench.machine.cpu import Isa, Machine, read_machine
 from optbench.machine.frozen import Frozen
+from optbench.machine.versions import library_versions
 from optbench.recipe.schema import Recipe
-from optbench.steps import ExportOnnx, PruneStructured, Step
+from optbench.run.cache import Cache
+from optbench.run.inputs import Resolution, resolve
+from optbench.steps import ExportOnnx, Step
+from optbench.steps.base import Input, StepReport
 from optbench.steps.pruning.latency import FIT_VERSION, LayerTimes, probe_bodies
+from optbench.tasks import JudgedTexts, Task, judged_texts
+from optbench.tasks.general import general_texts
 
-__all__ = [
-    "Cache",
-    "Plan",
-    "PlannedStep",
-    "finishing_steps",
-    "layer_times_path",
-    "library_versions",
-    "make_plan",
-    "read_layer_times",
-    "step_key",
-]
+__all__ = ["Item", "Options", "Plan", "PlannedStep", "Run", "Stage", "StepOutcome", "finishing_steps", "make_plan", "start_index", "walk"]
+
+# What each runtime's fp32 baseline runs on, whatever the recipe's own first steps are.
+BASELINE_EXPORT = ExportOnnx(step="export_onnx")
+BASELINE_INDEX = -1
 
 
 @dataclass(frozen=True)
-class Cache:
-    """Where finished work lies. Everything below it may be deleted at any time; it is made again."""
+class Options:
+    """How a recipe is run.
 
-    root: Path
+    Attributes:
+        output: the folder that gets one folder a recipe.
+        weights: `random` for the true latency of the body without its weights.
+        base: a source that replaces the recipe's, for a fine-tuned derivative.
+        tasks: accuracy tasks besides the recipe's.
+        isa: measure as a CPU with this instruction set would.
+        from_step: make this step and those after it again, cached or not: a name or a number from 0.
+    """
+
+    cache: Cache
+    output: Path = Path("exported")
+    weights: Weights = "real"
+    base: str | None = None
+    tasks: tuple[Task, ...] = ()
+    isa: Isa | None = None
+    from_step: str | None = None
+
+
+class StepOutcome(Frozen):
+    """What the cache keeps of a step beside its artifact."""
+
+    report: StepReport = StepReport()
+    seconds: float = 0.0
+    peak_rss_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Item:
+    """One artifact that a run makes or finds.
+
+    Attributes:
+        label: `base`, `baseline export`, or the step's number and name.
+        step: None for the base.
+        index: the step's place in the recipe from 0; `BASELINE_INDEX` for the baseline export, None for the base.
+        source: what the step takes; None for the base, and while the item before has not run.
+        resolutions: the step's inputs by class.
+        key: the cache key; None while the source or an input does not exist yet.
+        forced: make it even if the cache has it.
+    """
+
+    label: str
+    step: Step | None
+    index: int | None
+    source: Artifact | None = None
+    resolutions: Mapping[type[Input[Any]], Resolution] = field(default_factory=dict)
+    key: str | None = None
+    forced: bool = False
+
+
+@dataclass(frozen=True)
+class Stage:
+    """An item with its artifact, and how that was made.
+
+    Attributes:
+        outcome: from when the step ran.
+        cached: whether that was in an earlier run.
+    """
+
+    item: Item
+    artifact: Artifact
+    outcome: StepOutcome = field(default_factory=StepOutcome)
+    cached: bool = True
 
     @property
-    def artifacts(self) -> Path:
-        """Sealed artifacts, one folder a key."""
-        return self.root / "artifacts"
+    def label(self) -> str:
+        """The item's."""
+        return self.item.label
 
     @property
-    def reports(self) -> Path:
-        """What each step said when it ran, one JSON file a key."""
-        return self.root / "reports"
+    def step(self) -> Step | None:
+        """The item's; None for the base."""
+        return self.item.step
+
+
+class Run:
+    """A recipe with its options, and what its items share: each is computed when first needed, and once.
+
+    Attributes:
+        base: the base's artifact, once `walk` has reached it.
+        export: its plain ONNX export, once `walk` has reached that.
+        measure_layers: measures the latency of the body's layers, for a step that needs it and finds no earlier measurement.
+    """
+
+    def __init__(self, recipe: Recipe, options: Options, measure_layers: Callable[["Run"], LayerTimes] | None = None) -> None:
+        self.recipe, self.options, self.cache = recipe, options, options.cache
+        self.base: Artifact | None = None
+        self.export: Artifact | None = None
+        self._measure_layers = measure_layers
+        self._hashes: dict[Path, str] = {}
+
+    def measure_layers(self, run: "Run") -> LayerTimes:
+        """Measure the latency of the body's layers.
+
+        Raises:
+            RecipeError: this run only plans.
+        """
+        if self._measure_layers is None:
+            raise RecipeError(f"recipe {self.recipe.name}: layer latencies are measured by apply, not by plan")
+        return self._measure_layers(run)
+
+    @cached_property
+    def machine(self) -> Machine:
+        """This machine."""
+        return read_machine()
 
     @property
-    def embeddings(self) -> Path:
-        """Vectors by content hash."""
-        return self.root / "embeddings"
+    def tasks(self) -> tuple[Task, ...]:
+        """The recipe's tasks, then those of the options."""
+        return (*self.recipe.tasks, *self.options.tasks)
+
+    @cached_property
+    def base_key(self) -> str:
+        """The base's cache key."""
+        return base_key(self.recipe.base, self.options.weights, self.options.base)
+
+    @cached_property
+    def calibration_texts(self) -> tuple[str, ...]:
+        """The first task's calibration texts, half queries and half documents, prompts in front, then general ones."""
+        wish, prompts = self.recipe.calibration, self.recipe.base.prompts
+        drawn = self.recipe.tasks[0].calibration_texts(wish.texts, wish.seed)
+        queries = [prompts.query + query for query in drawn.queries[: wish.texts // 2]]
+        documents = [prompts.document + document for document in drawn.documents]
+        general = [prompts.document + text for text in general_texts(wish.general, wish.seed)]
+        return (*queries, *documents[: wish.texts - len(queries)], *general)
+
+    @cached_property
+    def evaluation_texts(self) -> JudgedTexts:
+        """The queries and judged documents of all tasks."""
+        return judged_texts(self.tasks)
+
+    def hash_file(self, path: Path) -> str:
+        """The sha256 of a file, read once a run."""
+        if path not in self._hashes:
+            self._hashes[path] = hash_file(path)
+        return self._hashes[path]
 
     @property
-    def staging(self) -> Path:
-        """Folders that are being filled."""
-        return self.root / "staging"
+    def layer_times_path(self) -> Path:
+        """Where the latency of the body's layers is kept; the name holds everything that may change it."""
+        steps = finishing_steps(self.recipe)
+        kind = steps[-1].gives if steps else Kind.CHECKPOINT
+        parts: list[object] = [
+            FIT_VERSION,
+            [body.model_dump(mode="json") for body in probe_bodies(self.recipe.base.body)],
+            [[step.model_dump(mode="json"), step.version, library_versions(step.libraries)] for step in steps],
+            self.recipe.engine_for(kind).model_dump(mode="json"),
+            [self.recipe.workload.lengths, self.recipe.workload.batch],
+            self.machine.fingerprint,
+        ]
+        return self.cache.layer_times / f"{hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()}.json"
 
-    @property
-    def layer_times(self) -> Path:
-        """What layers cost in milliseconds, one JSON file a key."""
-        return self.root / "layer_times"
+    def find_layer_times(self) -> LayerTimes | None:
+        """The latencies that were measured for the recipe on this machine; None if they have not been."""
+        try:
+            return LayerTimes.model_validate_json(self.layer_times_path.read_bytes())
+        except (OSError, ValueError):
+            return None
 
-    @property
-    def unfinished(self) -> Path:
-        """What steps that were killed go on from, one folder a key; `apply` removes it after 30 days without a change."""
-        return self.root / "unfinished"
+    def step_key(self, step: Step, source_sha256: str, resolutions: Mapping[type[Input[Any]], Resolution]) -> str:
+        """The cache key of a step on a source: it changes with anything that may change the step's output."""
+        parts: list[object] = [
+            source_sha256,
+            step.model_dump(mode="json"),
+            step.version,
+            library_versions(step.libraries),
+            self.machine.isa,
+            {kind.__name__: resolution.identity for kind, resolution in resolutions.items()},
+        ]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
-    @property
-    def environments(self) -> Path:
-        """Pinned Python environments of libraries that cannot be installed beside optbench."""
-        return self.root / "environments"
 
-    def artifact(self, key: str) -> Path:
-        """The artifact of a key, present or not."""
-        return self.artifacts / key
+def walk(run: Run, produce: Callable[[Item], Stage | None], *, work: bool, baseline: bool = True) -> Iterator[tuple[Item, Stage | None]]:
+    """Go through the items of a run in order.
 
-    def report(self, key: str) -> Path:
-        """The report of a key, present or not."""
-        return self.reports / f"{key}.json"
+    An item is built when its turn comes, because its key needs the hash of its source. `produce` gives an item's artifact, or None where it
+    does not exist and is not to be made. `work` says whether inputs of steps may be measured.
 
-    def has(self, key: str) -> bool:
-        """Whether a step's artifact and report are both present; neither is verified here."""
-        return self.artifact(key).is_dir() and self.report(key).is_file()
+    Yields:
+        Each item with what `produce` gave: the base; with `baseline`, its plain export unless the recipe begins with it; and the steps.
+    """
+    recipe = run.recipe
+    forced = start_index(recipe, run.options.from_step)
+    item = Item("base", None, None, key=run.base_key)
+    base = produce(item)
+    run.base = None if base is None else base.artifact
+    yield item, base
+    steps = list(enumerate(recipe.steps))
+    if baseline and recipe.steps[0] != BASELINE_EXPORT:
+        steps.insert(0, (BASELINE_INDEX, BASELINE_EXPORT))
+    stage = base
+    for index, step in steps:
+        source = base if index <= 0 else stage
+        label = "baseline export" if index == BASELINE_INDEX else f"{index} {step.step}"
+        item = Item(label, step, index, forced=index >= forced)
+        if source is not None:
+            resolutions = resolve(step, run, work=work)
+            if resolutions is not None:
+                key = run.step_key(step, source.artifact.sha256, resolutions)
+                item = Item(label, step, index, source.artifact, resolutions, key, item.forced)
+        stage = produce(item)
+        if stage is not None and index <= 0 and step == BASELINE_EXPORT:
+            run.export = stage.artifact
+        yield item, stage
 
 
 class PlannedStep(Frozen):
@@ -89,9 +250,9 @@ class PlannedStep(Frozen):
     Attributes:
         index: its place in the recipe, from 0; -1 for the export that the fp32 baselines run on.
         key: its cache key; None while the step before it has not run, whose result is part of it.
-        state: `cached` results are used; `run` steps run.
-        estimate_bytes: what its output is expected to take on disk.
-        predicted_ms: of a pruned body as the recipe finishes it, by length; None where layers have not been timed on this machine.
+        state: `cached` or `run`.
+        estimate_bytes: the expected size of its output on disk.
+        predicted_ms: latency of the pruned body as the recipe finishes it, by length; None where layers have not been timed here.
         whole_ms: the same of the whole body.
     """
 
@@ -119,100 +280,17 @@ class Plan(Frozen):
     missing_bytes: int
 
 
-def library_versions(names: Sequence[str]) -> dict[str, str]:
-    """Installed versions of distributions; `missing` where there is none."""
-    found = {}
-    for name in names:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "missing"
-    return found
-
-
-def step_key(
-    step: Step,
-    source_sha256: str,
-    machine: Machine,
-    calibration: Sequence[str],
-    engine: Mapping[str, object],
-    folder: Path = Path(),
-    layer_times: LayerTimes | None = None,
-    *,
-    base_sha256: str | None = None,
-    judged_sha256: str | None = None,
-) -> str:
-    """The cache key of a step on a source: anything that may change its output is in it.
-
-    Args:
-        step: the recipe entry.
-        source_sha256: of the artifact it takes.
-        machine: its instruction set is always part of the key; a priced step's result belongs to the whole machine.
-        calibration: the texts, for steps that calibrate.
-        engine: the engine that prices, for steps that ask for a price.
-        folder: what relative paths in the step's options are relative to.
-        layer_times: for a step with a latency target.
-        base_sha256: of the recipe's base, for steps that read it.
-        judged_sha256: of the tasks' texts, for steps that must not train on them.
-
-    Raises:
-        TaskError: a file that the step reads is missing.
-    """
-    parts: list[object] = [
-        source_sha256,
-        step.model_dump(mode="json"),
-        step.version,
-        library_versions(step.libraries),
-        machine.isa,
-        list(calibration) if step.needs_calibration else None,
-        [machine.fingerprint, engine] if step.needs_price else None,
-    ]
-    if step.needs_base:
-        parts.append(base_sha256)
-    if step.needs_judged:
-        parts.append(judged_sha256)
-    files = step.files(folder)
-    if files:
-        parts.append({name: hash_file(path) for name, path in files.items()})
-    if layer_times is not None:
-        parts.append(layer_times.model_dump(mode="json"))
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
 def finishing_steps(recipe: Recipe) -> list[Step]:
-    """The steps that turn a checkpoint into what is served: those after the last that works on checkpoints."""
+    """The steps that turn a checkpoint into what is served: those after the last that gives a checkpoint."""
     last = max((index for index, step in enumerate(recipe.steps) if step.gives is Kind.CHECKPOINT), default=-1)
     return list(recipe.steps[last + 1 :])
 
 
-def layer_times_path(recipe: Recipe, cache: Cache) -> Path:
-    """Where the times of the recipe's layers are kept: anything that may change them is in the name."""
-    steps = finishing_steps(recipe)
-    kind = steps[-1].gives if steps else Kind.CHECKPOINT
-    parts: list[object] = [
-        FIT_VERSION,
-        [body.model_dump(mode="json") for body in probe_bodies(recipe.base.body)],
-        [[step.model_dump(mode="json"), step.version, library_versions(step.libraries)] for step in steps],
-        recipe.engine_for(kind).model_dump(mode="json"),
-        [recipe.workload.lengths, recipe.workload.batch],
-        read_machine().fingerprint,
-    ]
-    return cache.layer_times / f"{hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()}.json"
-
-
-def read_layer_times(recipe: Recipe, cache: Cache) -> LayerTimes | None:
-    """The times that were measured for the recipe on this machine; None before they are."""
-    try:
-        return LayerTimes.model_validate_json(layer_times_path(recipe, cache).read_bytes())
-    except (OSError, ValueError):
-        return None
-
-
 def start_index(recipe: Recipe, name: str | None) -> int:
-    """The index that `--from` names: a step's name, or its number from 0; the end of the recipe when None.
+    """The index that `--from` names, as a step's name or its number from 0; the number of steps where it is None.
 
     Raises:
-        RecipeError: no such step; lists those there are.
+        RecipeError: no such step; lists the recipe's steps.
     """
     if name is None:
         return len(recipe.steps)
@@ -224,79 +302,57 @@ def start_index(recipe: Recipe, name: str | None) -> int:
     return names.index(name)
 
 
-def make_plan(
-    recipe: Recipe,
-    cache: Cache,
-    machine: Machine,
-    *,
-    weights: str = "real",
-    base: str | None = None,
-    calibration: Sequence[str] = (),
-    judged_sha256: str | None = None,
-    from_step: str | None = None,
-) -> Plan:
-    """Plan a run of the recipe; nothing is verified, loaded or written."""
-    forced = start_index(recipe, from_step)
-    key = base_key(recipe.base, "random" if weights == "random" else "real", base)
-    here = cache.artifact(key)
-    source = read_manifest_sha256(here)
-    planned = []
+def source_name(run: Run) -> str:
+    """Where the base comes from, as the plan and the record state it."""
+    return run.options.base or ("random" if run.options.weights == "random" else run.recipe.base.source)
+
+
+def make_plan(run: Run) -> Plan:
+    """Plan a run: nothing is made, verified or written."""
+    recipe, cache = run.recipe, run.cache
     # Four bytes a parameter; every later form is at most that large.
     size = 4 * recipe.base.body.parameters
-    missing = 0 if source else size
-    export = ExportOnnx(step="export_onnx")
-    prunes = any(isinstance(step, PruneStructured) for step in recipe.steps)
-    times = read_layer_times(recipe, cache) if prunes else None
-    sources = {-1: source}
-    for index, step in [(-1, export), *enumerate(recipe.steps)]:
-        given = sources[index - 1] if index > 0 else source
-        own_key = None
-        if given is not None:
-            engine = recipe.engine_for(step.gives).model_dump(mode="json")
-            # A step whose layers are still to be timed has no key yet: it runs.
-            in_ms = isinstance(step, PruneStructured) and step.needs_layer_times
-            if not in_ms or times is not None:
-                own_key = step_key(
-                    step,
-                    given,
-                    machine,
-                    calibration,
-                    engine,
-                    recipe.folder,
-                    times if in_ms else None,
-                    base_sha256=source,
-                    judged_sha256=judged_sha256,
-                )
-        cached = own_key is not None and cache.has(own_key) and index < forced
-        sources[index] = read_manifest_sha256(cache.artifact(own_key)) if cached and own_key else None
-        takes = Kind.CHECKPOINT if index <= 0 else recipe.steps[index - 1].gives
-        if index == -1 and recipe.steps[0] == export:
-            continue  # the recipe's own first step is that export
-        missing += 0 if cached else size
+    missing, base_state = 0, "cached"
+    times = run.find_layer_times()
+    planned = []
+
+    def look(item: Item) -> Stage | None:
+        if item.key is None or item.forced:
+            return None
+        folder = cache.artifact(item.key)
+        there = read_manifest_sha256(folder) is not None if item.step is None else cache.has(item.key)
+        return Stage(item, open_artifact(folder, verify=False)) if there else None
+
+    for item, stage in walk(run, look, work=False):
+        missing += 0 if stage else size
+        if item.step is None or item.index is None:
+            base_state = "cached" if stage else "obtain"
+            continue
+        sizes = item.step.predict_layers(recipe.base.body, times) if times else None
         planned.append(
             PlannedStep(
-                index=index,
-                step=step.step,
-                takes=takes,
-                gives=step.gives,
-                key=own_key,
-                state="cached" if cached else "run",
+                index=item.index,
+                step=item.step.step,
+                takes=Kind.CHECKPOINT if item.index <= 0 else recipe.steps[item.index - 1].gives,
+                gives=item.step.gives,
+                key=item.key,
+                state="cached" if stage else "run",
                 estimate_bytes=size,
-                predicted_ms=_in_ms(times, step.foresee(recipe.base.body, times)) if times and isinstance(step, PruneStructured) else None,
-                whole_ms=_in_ms(times, recipe.base.body.sizes) if times and isinstance(step, PruneStructured) else None,
+                predicted_ms=_body_ms(times, sizes),
+                whole_ms=_body_ms(times, recipe.base.body.sizes if sizes else None),
             )
         )
     return Plan(
         recipe=recipe.name,
         recipe_sha256=recipe.sha256,
-        weights=weights,
-        base=base or ("random" if weights == "random" else recipe.base.source),
-        base_key=key,
-        base_state="cached" if source else "obtain",
+        weights=run.options.weights,
+        base=source_name(run),
+        base_key=run.base_key,
+        base_state=base_state,
         steps=tuple(planned),
         missing_bytes=missing,
     )
 
 
-def _in_ms(times: LayerTimes, sizes: Sequence[tuple[int, int]]) -> dict[int, float]:
-    return {length: times.body_ms(sizes, length) for length in times.lengths}
+def _body_ms(times: LayerTimes | None, sizes: Sequence[tuple[int, int]] | None) -> dict[int, float] | None:
+    return {length: times.body_ms(sizes, length) for length in times.lengths} if times and sizes else None

@@ -1,4 +1,8 @@
-"""Steps: each turns one artifact into another. The union below is the registry."""
+"""Steps: each turns one artifact into another, and is itself an entry of a recipe.
+
+In: a sealed artifact, and the inputs that the step declares (`BaseStep.inputs`). Out: the files of a new artifact and a `StepReport`:
+what was matched, what was refused and why. The union `Step` is the registry: a new step is its file, a line there and its test.
+"""
 
 from typing import Annotated
 

@@ -1,34 +1,52 @@
-"""What a step is: a recipe entry that turns one artifact into another."""
+"""What a step is: a recipe entry that turns one artifact into another, and declares what it needs of the world."""
+
+from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, TypeVar
 
 from pydantic import Field, JsonValue
 
-from optbench.artifact.folder import Artifact, Kind
-from optbench.machine.cpu import Machine
+from optbench.artifact.folder import Artifact
+from optbench.artifact.manifest import Kind
+from optbench.errors import StepError
 from optbench.machine.frozen import Frozen
 from optbench.machine.progress import Progress, silent
-from optbench.steps.pruning.latency import LayerTimes
-from optbench.tasks import JudgedTexts
 
-__all__ = ["BaseStep", "Price", "ReduceRange", "Refusal", "StepContext", "StepReport"]
+if TYPE_CHECKING:
+    from optbench.machine.cpu import Machine
+    from optbench.model.body import Body
+    from optbench.steps.pruning.latency import LayerTimes
+    from optbench.tasks import JudgedTexts  # noqa: F401  # named in the string below
 
-Price = Callable[[Sequence[Path]], list[Mapping[int, float]]]
-"""Artifact-shaped folders to the median latency of each in milliseconds by token length, timed in alternation."""
+__all__ = [
+    "BaseCheckpoint",
+    "BaseStep",
+    "CalibrationTexts",
+    "CandidateLatencies",
+    "EvaluationTexts",
+    "Input",
+    "LayerLatencies",
+    "RecipeFiles",
+    "ReduceRange",
+    "Refusal",
+    "ResumeFolder",
+    "StepContext",
+    "StepReport",
+]
 
 ReduceRange = Annotated[
     bool | Literal["auto"],
-    Field(description="7-bit weights, so that products cannot overflow on a CPU without VNNI; auto: only on such a CPU."),
+    Field(description="7-bit weights, so that sums of products cannot overflow on a CPU without VNNI; auto: only on such a CPU."),
 ]
-"""What steps that round weights to int8 ask, each with the default `auto`."""
+"""The option of steps that round weights to int8; its default is `auto`."""
 
 
 class Refusal(Frozen):
-    """A place that a rewrite looked at and left alone, and why."""
+    """A place that a rewrite left alone, and why."""
 
     rule: str
     node: str
@@ -44,34 +62,77 @@ class StepReport(Frozen):
     facts: dict[str, JsonValue] = Field(default_factory=dict)
 
 
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class Input(Generic[Value]):
+    """Something that a step needs besides its source; `Value` is what the step receives.
+
+    A new kind of need is a subclass here and a resolver of the same name in `optbench.run.inputs`, which says what of it belongs to
+    the cache key and how it reaches the step's process.
+    """
+
+
+class CalibrationTexts(Input["Sequence[str]"]):
+    """The recipe's calibration texts: real queries and documents with their prompts in front."""
+
+
+class BaseCheckpoint(Input[Artifact]):
+    """The recipe's base: the model whose accuracy a step recovers."""
+
+
+class EvaluationTexts(Input["JudgedTexts"]):
+    """The queries and judged documents of the run's tasks, which no step may train on."""
+
+
+class LayerLatencies(Input["LayerTimes"]):
+    """The measured latency of the body's layers on this machine after the recipe's later steps."""
+
+
+class CandidateLatencies(Input["Callable[[Sequence[Path]], list[Mapping[int, float]]]"]):
+    """A function from artifact folders to the median latency of each in ms by token length, timed in alternation on this machine."""
+
+
+@dataclass(frozen=True)
+class RecipeFiles(Input[Path]):
+    """Files beside the recipe; the step receives the folder that relative paths start from.
+
+    `find` takes that folder and returns the files, by the names that the recipe gives them; it raises TaskError where one is missing.
+    """
+
+    find: Callable[[Path], Mapping[str, Path]]
+
+
+class ResumeFolder(Input[Path]):
+    """A folder that outlives a killed run: the same step on the same source finds it again. Removed once the step ends."""
+
+
 @dataclass(frozen=True)
 class StepContext:
-    """What a step may need of the world.
+    """The world as a step sees it.
 
     Attributes:
         scratch: an empty folder that is removed afterwards; on the same file system as the output.
-        machine: what this machine is.
-        calibration_texts: real texts with their prompts in front, queries and documents alike.
-        layer_times: what the body's layers take on this machine; for a step whose budget is a latency.
-        price: times candidate folders (each in an artifact's layout) against each other on this machine.
         progress: called with a phrase and, where known, the share done in 0..1.
-        folder: what relative paths in the options are relative to: where the recipe lies.
-        base: the recipe's base, for steps that need it: the checkpoint that training recovers towards.
-        judged: what the run's tasks ask and judge, which training must not see.
-        unfinished: a folder that outlives a killed run and that the same step on the same source finds again; removed once the step
-            has succeeded or refused.
+        values: what each declared input was resolved to, by its class.
     """
 
     scratch: Path
     machine: Machine
-    calibration_texts: Sequence[str] = ()
-    price: Price | None = None
-    layer_times: LayerTimes | None = None
     progress: Progress = silent
-    folder: Path = Path()
-    base: Artifact | None = None
-    judged: JudgedTexts = field(default_factory=JudgedTexts)
-    unfinished: Path | None = None
+    values: Mapping[type[Input[Any]], Any] = field(default_factory=dict)
+
+    def get(self, kind: type[Input[Value]]) -> Value | None:
+        """The value of an input; None where the step did not declare it."""
+        return self.values.get(kind)
+
+    def need(self, kind: type[Input[Value]]) -> Value:
+        """The value of an input that the step declared; StepError if it was not provided."""
+        if kind not in self.values:
+            raise StepError(f"needs {kind.__name__}, which was not provided")
+        value: Value = self.values[kind]
+        return value
 
 
 class BaseStep(Frozen, ABC):
@@ -81,44 +142,35 @@ class BaseStep(Frozen, ABC):
 
     Attributes:
         takes: kinds of artifact it accepts.
-        gives: the kind it makes.
         version: raised whenever the same options would give other bytes; part of the cache key.
         libraries: distributions whose versions are part of the cache key.
-        needs_calibration: whether it reads `context.calibration_texts`.
-        needs_price: whether it calls `context.price`; its result then belongs to this machine, and so does its cache key.
-        needs_base: whether it reads `context.base`, whose hash is then part of its cache key.
-        resumes: whether it keeps what it needs to go on after a kill in `context.unfinished`.
     """
 
     takes: ClassVar[frozenset[Kind]]
     gives: ClassVar[Kind]
     version: ClassVar[int]
     libraries: ClassVar[tuple[str, ...]]
-    needs_calibration: ClassVar[bool] = False
-    needs_price: ClassVar[bool] = False
-    needs_base: ClassVar[bool] = False
-    resumes: ClassVar[bool] = False
 
-    @property
-    def needs_judged(self) -> bool:
-        """Whether it reads `context.judged`; the texts are then part of its cache key."""
-        return False
+    def inputs(self) -> tuple[Input[Any], ...]:
+        """What it needs besides its source, with these options: at most one of each class."""
+        return ()
 
-    def files(self, folder: Path) -> Mapping[str, Path]:
-        """Files that it reads besides its source, by the name the recipe gives them; their bytes are part of the cache key.
+    def predict_layers(self, body: Body, times: LayerTimes) -> Sequence[tuple[int, int]] | None:
+        """Expected heads and feed-forward width of each layer of the output; None for a step that does not change them."""
+        return None
 
-        Args:
-            folder: what relative paths in the options are relative to.
-
-        Raises:
-            TaskError: one is missing.
-        """
-        return {}
+    def machine_warnings(self, machine: Machine) -> Sequence[str]:
+        """Warnings for the record about running its artifact on this machine."""
+        return ()
 
     @abstractmethod
     def run(self, source: Artifact, out: Path, context: StepContext) -> StepReport:
         """Fill the empty folder `out` with the new artifact's files; `source` is not touched.
 
         Raises:
-            StepError: the source cannot be taken, or the step matched fewer places than its options expect.
+            StepError: the source is not acceptable, or the step matched fewer places than its options expect.
+            BaseModelError: an incomplete checkpoint.
+            TaskError: a file of texts that is missing or cannot be read.
+            MissingExtraError: a library that only an extra installs is missing.
+            MachineError: the disk is full.
         """

@@ -1,7 +1,7 @@
 """Weights of an OpenVINO graph's linear layers to 8 or 4 bits, with activations quantized at run time.
 
-NNCF rounds; int4 has further ways, because rounding to nearest costs most there. all-MiniLM-L6-v2, 99 product queries, 64 product
-titles to calibrate, weights alone (activations in float32), cosine to fp32 as mean / minimum by group:
+NNCF rounds; int4 has several methods, because rounding to nearest loses most there. all-MiniLM-L6-v2, 99 product queries, 64 product
+titles for calibration, weights only (activations in float32), cosine to fp32 as mean / minimum, by group:
 
     int4_sym             32               64               128
     nearest              -                .9691 / .9501    .9594 / .9320
@@ -10,11 +10,13 @@ titles to calibrate, weights alone (activations in float32), cosine to fp32 as m
     gptq                 .9901 / .9752    .9881 / .9738    .9850 / .9694    256 titles, group 64: .9896 / .9809
     int8_asym            .9998 / .9996
 
-Activations in int8 with the group chosen by `auto` take the int8_asym to .9988 / .9977 and the int4 ones down by .001 at most.
-`gptq` is optbench's own, in gptq.py; a 24-layer body of 1024 takes it 100 CPU-seconds, and scale estimation 115.
+With int8 activations and the group chosen by `auto`, int8_asym drops to .9988 / .9977 and int4 by at most .001. `gptq` is optbench's
+own, in gptq.py; on a 24-layer body of 1024 it takes 100 CPU seconds, scale estimation 115.
 
-Embedding tables stay as they are: `compress_tables` is for them.
+Embedding tables are not changed: use `compress_tables` for them.
 """
+
+from __future__ import annotations
 
 import math
 from collections import Counter
@@ -24,56 +26,54 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from optbench.artifact.folder import Artifact, Kind, copy_companions
+from optbench.artifact.folder import Artifact, copy_companions
+from optbench.artifact.manifest import Kind
 from optbench.errors import StepError
 from optbench.machine.disk import free_disk
 from optbench.model.checkpoint import read_body
-from optbench.steps.base import BaseStep, Refusal, StepContext, StepReport
-from optbench.steps.calibration.samples import CalibrationInput, calibration_inputs
-from optbench.steps.openvino.gptq import round_graph
+from optbench.steps.base import BaseStep, CalibrationTexts, Input, Refusal, StepContext, StepReport
 from optbench.steps.openvino.graph import (
     FLOATS,
     WeightMatMul,
     constant_behind,
     find_weight_matmuls,
-    match_names,
     quiet_nncf,
     read_graph,
     save_graph,
     transpose_weights,
 )
+from optbench.steps.patterns import match_names
 
 if TYPE_CHECKING:
     import openvino as ov
 
+    from optbench.steps.calibration.samples import CalibrationInput
+
 __all__ = ["DYNAMIC_GROUP", "CompressWeights", "choose_dynamic_group"]
 
 DYNAMIC_GROUP = ("runtime_options", "DYNAMIC_QUANTIZATION_GROUP_SIZE")
-"""Path in the IR's rt_info that OpenVINO reads the group from."""
+"""Path in the IR's rt_info from which OpenVINO reads the group."""
 
 MATMULS_PER_LAYER = 6  # query, key, value, attention output, and two of the feed-forward block
-# OpenVINO's CPU plugin takes no other group: it quantizes activations a vector register at a time.
+# OpenVINO's CPU plugin accepts only multiples: it quantizes activations a vector register at a time.
 DYNAMIC_GROUP_STEP = 16
 # int8 weights, BERT-large body, 2 threads, a busy machine, median ms at 8 / 16 / 64 tokens: group 32 18.4 / 24.0 / 78,
-# 128 14.7 / 19.0 / 61, 256 13.0 / 18.4 / 66, 1024 13.2 / 20.3 / 70. Larger than 256 buys nothing and costs accuracy
-# (all-MiniLM-L6-v2, least cosine: 128 .998, 384 .993).
+# 128 14.7 / 19.0 / 61, 256 13.0 / 18.4 / 66, 1024 13.2 / 20.3 / 70. Above 256 nothing is gained, and accuracy falls
+# (all-MiniLM-L6-v2, minimum cosine: 128 .998, 384 .993).
 AUTO_GROUP_MAX = 256
 
 CALIBRATED = frozenset({"awq", "scale_estimation", "nncf_gptq", "gptq"})
 
 
 def choose_dynamic_group(widths: Collection[int]) -> int:
-    """The group for `auto`: the largest power of two up to 256 that OpenVINO applies to every layer at full speed.
+    """The group for `auto`: the largest power of two up to 256 that OpenVINO applies to every layer at full speed; 0 (off) if none.
 
-    A group that does not divide a layer's int4 group is silently ignored there, as is one above K; one that merely fails
-    to divide K leaves a slow remainder (K = 384: group 256 0.81 ms, 128 0.63). All seen on OpenVINO 2026.4. Of what divides,
-    groups between powers of two gain nothing worth their accuracy (192 0.65 ms, 96 0.62, 64 0.62).
+    OpenVINO 2026.4 silently ignores a group that does not divide a layer's int4 group or is above K; one that only fails to divide K
+    leaves a slow remainder (K = 384: group 256 0.81 ms, 128 0.63). Divisors between powers of two gain too little speed for their
+    loss of accuracy (192 0.65 ms, 96 0.62, 64 0.62).
 
     Args:
-        widths: of each compressed layer, the input channels that share a weight scale: the int4 group, or K.
-
-    Returns:
-        0, which turns dynamic quantization off, where no group fits.
+        widths: for each compressed layer, the input channels that share a weight scale: the int4 group, or K.
     """
     divisor = math.gcd(*widths)
     power = min(divisor & -divisor, AUTO_GROUP_MAX)
@@ -81,7 +81,7 @@ def choose_dynamic_group(widths: Collection[int]) -> int:
 
 
 class CompressWeights(BaseStep):
-    """Round the weights of an OpenVINO graph's linear layers to int8 or int4; the activations follow at run time."""
+    """Round the weights of an OpenVINO graph's linear layers to int8 or int4; activations are quantized at run time."""
 
     takes: ClassVar[frozenset[Kind]] = frozenset({Kind.OPENVINO})
     gives: ClassVar[Kind] = Kind.OPENVINO
@@ -90,35 +90,30 @@ class CompressWeights(BaseStep):
 
     step: Literal["compress_weights"] = "compress_weights"
     weights: Literal["int8_sym", "int8_asym", "int4_sym", "int4_asym"] = Field(
-        description="int8 has a scale for each output; asymmetric has a zero point beside it."
+        description="int8 has one scale per output; asymmetric forms have a zero point too."
     )
     group_size: int | None = Field(
         default=None, ge=16, le=4096, description="Input channels that share an int4 scale; must divide every layer's K. 128 if left out."
     )
     method: Literal["nearest", "awq", "scale_estimation", "nncf_gptq", "gptq"] = Field(
-        default="nearest", description="How int4 weights are rounded; all but nearest read calibration texts."
+        default="nearest", description="How int4 weights are rounded; all but nearest use calibration texts."
     )
-    damping: float = Field(default=0.05, gt=0, le=1, description="gptq: share of the mean second moment added to each.")
-    ratio: float = Field(default=1.0, gt=0, le=1, description="Share of the weights in int4; the most sensitive ones go to `backup`.")
-    all_layers: bool = Field(default=True, description="int4 for the last layer too; an encoder has no vocabulary head to spare.")
-    backup: Literal["int8_asym", "int8_sym", "none"] = Field(default="int8_asym", description="What weights outside `ratio` get.")
+    damping: float = Field(default=0.05, gt=0, le=1, description="For method gptq: share of the mean second moment added to each.")
+    ratio: float = Field(default=1.0, gt=0, le=1, description="Share of the weights in int4; the most sensitive ones use `backup`.")
+    all_layers: bool = Field(default=True, description="Whether the last layer is int4 too; an encoder has no vocabulary head to protect.")
+    backup: Literal["int8_asym", "int8_sym", "none"] = Field(default="int8_asym", description="Form of the weights outside `ratio`.")
     exclude: tuple[str, ...] = Field(
         default=(), description="Patterns (*, ?) on module, MatMul or weight names to leave alone: `*.layer.0.output.dense`."
     )
     expect: int | None = Field(
-        default=None, ge=1, description="How many MatMuls must be compressed; if left out, 6 for each layer less the excluded ones."
+        default=None, ge=1, description="Least number of compressed MatMuls; if left out, 6 per layer less the excluded ones."
     )
-    samples: int = Field(default=64, ge=1, le=10_000, description="Calibration texts to draw; more help gptq.")
-    seed: int = Field(default=0, ge=0, description="Which texts are drawn.")
+    samples: int = Field(default=64, ge=1, le=10_000, description="Number of calibration texts; gptq gains from more.")
+    seed: int = Field(default=0, ge=0, description="Random seed for drawing texts.")
     dynamic_quantization_group: Literal["auto", "off"] | int = Field(
         default="auto",
-        description="Input channels that share a run-time int8 scale; auto: the largest power of two up to 256 that every layer honors.",
+        description="Input channels that share a run-time int8 scale; auto: the largest power of two up to 256 that suits every layer.",
     )
-
-    @property
-    def needs_calibration(self) -> bool:  # type: ignore[override]  # it depends on the method here
-        """Whether the method reads texts."""
-        return self.method in CALIBRATED
 
     @property
     def _group(self) -> int:
@@ -127,33 +122,34 @@ class CompressWeights(BaseStep):
 
     @model_validator(mode="after")
     def _check_combination(self) -> Self:
-        # By value and not by what was written: a step's own JSON spells out every default, and must read back.
+        # By value, not by what the recipe sets: a step's own JSON includes every default, and must validate again.
         changed = {name for name, field in type(self).model_fields.items() if getattr(self, name) != field.default}
         if self.weights.startswith("int8"):
             set_anyway = sorted({"group_size", "method", "damping", "ratio", "all_layers", "backup"} & changed)
             if set_anyway:
-                raise ValueError(
-                    f"{', '.join(set_anyway)}: for int4 weights only; {self.weights} has a scale for each output: leave it out"
-                )
+                raise ValueError(f"{', '.join(set_anyway)}: for int4 weights only; {self.weights} has one scale per output: remove it")
         if self.method == "gptq" and (self.weights != "int4_sym" or self.ratio != 1 or not self.all_layers):
             raise ValueError("method gptq rounds every layer to int4_sym; for other settings use method nncf_gptq")
         if self.method != "gptq" and "damping" in changed:
-            raise ValueError("damping: for method gptq only; leave it out")
+            raise ValueError("damping: for method gptq only; remove it")
         if self.backup == "none" and (self.ratio < 1 or not self.all_layers) and self.expect is None:
-            raise ValueError("backup none leaves MatMuls uncompressed; say in expect how many must be compressed")
+            raise ValueError("backup none leaves MatMuls uncompressed; set expect to the number that must be compressed")
         group = self.dynamic_quantization_group
         if isinstance(group, int) and (group < DYNAMIC_GROUP_STEP or group % DYNAMIC_GROUP_STEP):
-            raise ValueError(f"dynamic_quantization_group {group}: OpenVINO takes multiples of {DYNAMIC_GROUP_STEP}; or auto, or off")
+            raise ValueError(
+                f"dynamic_quantization_group {group}: OpenVINO accepts multiples of {DYNAMIC_GROUP_STEP}; use one, auto or off"
+            )
         return self
 
-    def run(self, source: Artifact, out: Path, context: StepContext) -> StepReport:
-        """Compress `source` to `out/openvino/openvino_model.xml` and `.bin`.
+    def inputs(self) -> tuple[Input[Any], ...]:
+        """Calibration texts, for the methods that use them."""
+        return (CalibrationTexts(),) if self.method in CALIBRATED else ()
 
-        Raises:
-            StepError: a pattern matches nothing, fewer MatMuls than expected were compressed, a group does not divide a
-                layer's K, calibration texts are missing, or NNCF refuses the graph.
-            MachineError: the disk is full.
-        """
+    def run(self, source: Artifact, out: Path, context: StepContext) -> StepReport:
+        """Compress `source` to `out/openvino/openvino_model.xml` and `.bin`."""
+        from optbench.steps.calibration.samples import calibration_inputs
+        from optbench.steps.openvino.gptq import GptqSettings, round_graph
+
         # NNCF's calibrated methods run on a transposed copy in the scratch folder.
         free_disk(out, 2 * source.size_bytes, "the compressed model")
         context.progress("reading the graph", None)
@@ -164,14 +160,14 @@ class CompressWeights(BaseStep):
         modules = {matmul.node.get_friendly_name(): matmul.module for matmul in chosen}
         left = {matmul.node.get_friendly_name(): matmul.module for matmul, hit in zip(matmuls, hits, strict=True) if hit}
         refused += [Refusal(rule="weight_matmul", node=module, reason="exclude names it") for module in left.values()]
-        wanted = self.expect if self.expect is not None else MATMULS_PER_LAYER * read_body(source.path).layers - len(left)
-        self._check_count(source, len(chosen), wanted, refused)
+        expected = self.expect if self.expect is not None else MATMULS_PER_LAYER * read_body(source.path).layers - len(left)
+        self._check_count(source, len(chosen), expected, refused)
         self._check_groups(chosen)
         group = self._dynamic_group(chosen)
         inputs: list[CalibrationInput] = []
-        if self.needs_calibration:
+        if self.method in CALIBRATED:
             where = f"{source.main_file} compress_weights (method {self.method})"
-            inputs = calibration_inputs(source.path, context.calibration_texts, self.samples, self.seed, where)
+            inputs = calibration_inputs(source.path, context.need(CalibrationTexts), self.samples, self.seed, where)
 
         warnings: list[str] = []
         if self.method == "gptq":
@@ -179,14 +175,12 @@ class CompressWeights(BaseStep):
                 model,
                 chosen,
                 inputs,
-                group=self._group,
-                damping=self.damping,
-                threads=context.machine.usable_threads,
-                progress=lambda share: context.progress("rounding the weights", share),
+                GptqSettings(self._group, self.damping, context.machine.usable_threads),
+                lambda share: context.progress("rounding the weights", share),
             )
         else:
             rewritten = transpose_weights(matmuls)
-            # Nothing may hold on to the source's weights any longer.
+            # Release the source's weights.
             del matmuls, chosen
             if rewritten and inputs:
                 model = _map_from(model, context.scratch)
@@ -198,7 +192,7 @@ class CompressWeights(BaseStep):
         compressed = Counter(element for element in elements.values() if element not in FLOATS)
         reason = f"NNCF left it in float ({self.weights}, backup {self.backup})"
         refused += [Refusal(rule="weight_matmul", node=modules[name], reason=reason) for name in in_float]
-        self._check_count(source, compressed.total(), wanted, refused)
+        self._check_count(source, compressed.total(), expected, refused)
         model.set_rt_info(str(group), list(DYNAMIC_GROUP))
         context.progress("writing the graph", None)
         save_graph(model, out)
@@ -215,13 +209,13 @@ class CompressWeights(BaseStep):
             },
         )
 
-    def _check_count(self, source: Artifact, found: int, wanted: int, refused: Sequence[Refusal]) -> None:
-        if found >= wanted:
+    def _check_count(self, source: Artifact, found: int, expected: int, refused: Sequence[Refusal]) -> None:
+        if found >= expected:
             return
         reasons = "; ".join(f"{refusal.node}: {refusal.reason}" for refusal in refused) or "the graph holds no other weight MatMuls"
         raise StepError(
-            f"{source.main_file}: compress_weights finds {found} MatMuls to compress, {wanted} are expected. Left alone: {reasons}. "
-            f"If that is meant (packed query, key and value, say), set expect: {found}"
+            f"{source.main_file}: compress_weights finds {found} MatMuls to compress, {expected} are expected. Left alone: {reasons}. "
+            f"If that is intended (packed query, key and value, for example), set expect: {found}"
         )
 
     def _check_groups(self, chosen: Sequence[WeightMatMul]) -> None:
@@ -239,21 +233,21 @@ class CompressWeights(BaseStep):
     def _dynamic_group(self, chosen: Sequence[WeightMatMul]) -> int:
         if self.dynamic_quantization_group == "off":
             return 0
-        # Layers that `ratio` leaves to int8 take an int4 layer's group as well: it divides their K.
+        # An int4 layer's group also suits layers that `ratio` leaves in int8: it divides their K.
         widths = {self._group or matmul.inputs for matmul in chosen}
         if self.dynamic_quantization_group == "auto":
             return choose_dynamic_group(widths)
-        wanted = self.dynamic_quantization_group
-        if any(width % wanted for width in widths):
+        group = self.dynamic_quantization_group
+        if any(width % group for width in widths):
             raise StepError(
-                f"compress_weights: dynamic_quantization_group {wanted} does not divide the input channels that share a weight scale "
+                f"compress_weights: dynamic_quantization_group {group} does not divide the input channels that share a weight scale "
                 f"({', '.join(map(str, sorted(widths)))}), and OpenVINO would silently ignore it or run slower; "
                 f"use a multiple of {DYNAMIC_GROUP_STEP} that divides {math.gcd(*widths)}, or auto"
             )
-        return wanted
+        return group
 
-    def _round_nncf(self, model: "ov.Model", left: Sequence[str], inputs: Sequence[CalibrationInput]) -> list[str]:
-        """Have NNCF round every weight MatMul but those `left`; gives back its warnings."""
+    def _round_nncf(self, model: ov.Model, left: Sequence[str], inputs: Sequence[CalibrationInput]) -> list[str]:
+        """Have NNCF round every weight MatMul except those in `left`; returns its warnings."""
         with quiet_nncf() as (nncf, messages):
             options: dict[str, Any] = {}
             if self.weights.startswith("int4"):
@@ -276,20 +270,20 @@ class CompressWeights(BaseStep):
                     ignored_scope=nncf.IgnoredScope(names=[*left, *tables], validate=False),
                     **options,
                 )
-            # NNCF raises RuntimeError and ValueError of many kinds, and its own.
+            # NNCF raises RuntimeError, ValueError and classes of its own.
             except Exception as error:
                 raise StepError(
                     f"compress_weights: NNCF cannot apply {self.method} to {self.weights}: {error}; use another method"
                 ) from error
         if any("No matching patterns were found for applying AWQ" in message for message in messages):
             raise StepError(
-                "compress_weights: awq finds none of its patterns in this graph and would change nothing; use scale_estimation or gptq"
+                "compress_weights: awq finds none of its patterns in this graph, so it would change nothing; use scale_estimation or gptq"
             )
         return [message for message in messages if message.startswith("WARNING")]
 
 
-def _map_from(model: "ov.Model", scratch: Path) -> "ov.Model":
-    """Write a graph to the scratch folder and read it back: its weights are then mapped from there, not held in memory."""
+def _map_from(model: ov.Model, scratch: Path) -> ov.Model:
+    """Write a graph to the scratch folder and read it back, so that its weights are mapped from there, not held in memory."""
     import openvino as ov
 
     save_graph(model, scratch)
@@ -300,8 +294,8 @@ def _folder_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.iterdir())
 
 
-def _weight_elements(model: "ov.Model") -> dict[str, str]:
-    """The element type that each weight MatMul's constant is kept in, by the MatMul's name: `i4`, `u8`, `f32`."""
+def _weight_elements(model: ov.Model) -> dict[str, str]:
+    """The element type of each weight MatMul's constant, by the MatMul's name: `i4`, `u8`, `f32`."""
     elements: dict[str, str] = {}
     for node in model.get_ordered_ops():
         if node.get_type_name() == "MatMul":

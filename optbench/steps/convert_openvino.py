@@ -1,4 +1,4 @@
-"""Write an ONNX artifact as OpenVINO IR, inputs and outputs under the same names.
+"""Write an ONNX artifact as OpenVINO IR with the same input and output names.
 
 OpenVINO 2026.4 reads the standard operators and most of ONNX Runtime's own: Attention and MultiHeadAttention with key masks,
 SkipLayerNormalization, EmbedLayerNormalization, BiasGelu, FastGelu, QuickGelu, FusedMatMul, MatMulNBits, DynamicQuantizeMatMul and
@@ -13,7 +13,10 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from optbench.artifact.folder import Artifact, Kind, copy_companions
+from optbench.artifact.folder import Artifact, copy_companions
+from optbench.artifact.manifest import Kind
+from optbench.engines.contract import INPUTS, OUTPUTS
+from optbench.engines.openvino import STATIC_LENGTHS, STATIC_LENGTHS_MAX
 from optbench.errors import MachineError, StepError
 from optbench.machine.disk import free_disk
 from optbench.model.checkpoint import read_max_tokens
@@ -22,12 +25,7 @@ from optbench.steps.base import BaseStep, StepContext, StepReport
 if TYPE_CHECKING:
     import openvino as ov
 
-__all__ = ["STATIC_LENGTHS", "ConvertOpenvino"]
-
-STATIC_LENGTHS = ("optbench", "static_lengths")
-"""Path in the IR's rt_info of the length buckets: their lengths in tokens, ascending, with a space between: `8 16 32`."""
-# The engine keeps a compiled model for each.
-STATIC_LENGTHS_MAX = 16
+__all__ = ["ConvertOpenvino"]
 
 NO_RULE = re.compile(r"No conversion rule found for operations?: *(?P<names>[^\n]+)")
 
@@ -35,7 +33,7 @@ NO_RULE = re.compile(r"No conversion rule found for operations?: *(?P<names>[^\n
 class ConvertOpenvino(BaseStep):
     """Convert an ONNX artifact to OpenVINO IR, and name the lengths an engine may compile for.
 
-    The numbers do not change, unless the weights are stored as fp16.
+    The embeddings do not change, unless the weights are stored as fp16.
     """
 
     takes: ClassVar[frozenset[Kind]] = frozenset({Kind.ONNX})
@@ -48,32 +46,26 @@ class ConvertOpenvino(BaseStep):
         default=None,
         min_length=1,
         max_length=STATIC_LENGTHS_MAX,
-        description="Token lengths, ascending: the engine compiles a graph for each, and pads a text that is little shorter to it.",
+        description="Token lengths, ascending: the engine compiles a graph for each, and pads slightly shorter texts to it.",
     )
     compress_to_fp16: bool = Field(
-        default=False, description="Store the weights as fp16: half the file, computed in the engine's precision."
+        default=False, description="Store the weights as fp16: half the file size, computed in the engine's precision."
     )
 
     @field_validator("static_lengths")
     @classmethod
     def _check_ascending(cls, lengths: tuple[int, ...] | None) -> tuple[int, ...] | None:
         if lengths is not None and (lengths[0] < 1 or any(later <= earlier for earlier, later in pairwise(lengths))):
-            raise ValueError(f"{list(lengths)}: lengths of at least 1 in ascending order are wanted, each once")
+            raise ValueError(f"{list(lengths)}: expected distinct lengths of at least 1 in ascending order")
         return lengths
 
     def run(self, source: Artifact, out: Path, context: StepContext) -> StepReport:
-        """Convert `source` to `out/openvino/openvino_model.xml` and `.bin`.
-
-        Raises:
-            StepError: the ONNX file is broken or its weights are missing, it holds operators that OpenVINO cannot read, or a
-                static length is longer than the model's longest input.
-            MachineError: the files could not be written.
-        """
+        """Convert `source` to `out/openvino/openvino_model.xml` and `.bin`."""
         longest = read_max_tokens(source.path)
         if self.static_lengths is not None and self.static_lengths[-1] > longest:
             raise StepError(
                 f"convert_openvino: static_lengths goes up to {self.static_lengths[-1]} tokens, "
-                f"but {source.path} takes at most {longest}: leave the longer ones out"
+                f"but {source.path} takes at most {longest}: remove the longer ones"
             )
         free_disk(out, source.size_bytes, "the OpenVINO model")
         foreign = _foreign_operators(source.main_file)
@@ -95,8 +87,7 @@ class ConvertOpenvino(BaseStep):
 def _foreign_operators(path: Path) -> Counter[str]:
     """Count the operators outside ONNX's own domain: `{"com.microsoft.BiasGelu": 24}`.
 
-    Raises:
-        StepError: the file is not an ONNX model. (OpenVINO would try all its other frontends on it, which write to stderr.)
+    A file that is not an ONNX model is refused: OpenVINO would try all its other frontends, which write to stderr.
     """
     import onnx
     from google.protobuf.message import DecodeError
@@ -120,22 +111,24 @@ def _read(path: Path, foreign: Counter[str]) -> "ov.Model":
             names = [name.strip() for name in without_rule["names"].split(",")]
             listed = ", ".join(f"{foreign[name]} {name}" if foreign[name] else name for name in names)
             raise StepError(
-                f"{path}: OpenVINO has no rule for {listed}; leave out the fusion or quantization step that puts them there, "
+                f"{path}: OpenVINO has no rule for {listed}; remove the fusion or quantization step that creates them, "
                 "or measure this artifact with onnxruntime"
             ) from error
         reason = str(error).strip().splitlines()[-1]
-        raise StepError(f"{path}: OpenVINO cannot read it: {reason}; it or its model.onnx_data is broken: make it again") from error
+        raise StepError(
+            f"{path}: OpenVINO cannot read it: {reason}; it or its model.onnx_data is broken: make the artifact again"
+        ) from error
     names = [port.get_any_name() for port in (*model.inputs, *model.outputs)]
-    wanted = ["input_ids", "attention_mask", "last_hidden_state", "sentence_embedding"]
-    if names != wanted:
-        raise StepError(f"{path}: has inputs and outputs {', '.join(names)}, not {', '.join(wanted)}; export it with export_onnx")
+    expected = [*INPUTS, *OUTPUTS]
+    if names != expected:
+        raise StepError(f"{path}: has inputs and outputs {', '.join(names)}, not {', '.join(expected)}; export it with export_onnx")
     return model
 
 
 def _renumber(model: "ov.Model") -> None:
-    """Number the nodes that have no name of their own by their place in the graph.
+    """Number unnamed nodes by their place in the graph.
 
-    OpenVINO numbers them in the order in which the process made them, so the same graph would not always give the same bytes.
+    OpenVINO numbers them in the order of creation in the process, so the same graph would not always give the same bytes.
     """
     for place, operator in enumerate(model.get_ordered_ops()):
         kind = operator.get_type_name()

@@ -1,101 +1,115 @@
-"""Recover what making a model smaller has cost: train it towards the recipe's base on texts without labels."""
+"""Recover the accuracy lost by making a model smaller: train it towards the recipe's base on unlabeled texts."""
+
+from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from optbench.artifact.folder import Artifact
 from optbench.errors import StepError
-from optbench.machine.worker import peak_rss_bytes
+from optbench.machine.extras import require_extra
 from optbench.model.checkpoint import Prompts, read_body, read_prompts
-from optbench.model.torch_model import save_torch_model
-from optbench.steps.base import StepContext, StepReport
-from optbench.steps.training.distillation import default_batch, default_learning_rate, distillation_loss, map_layers, teacher_vectors
-from optbench.steps.training.model import build_trainable, check_extra, torch_body, use_bf16
+from optbench.steps.base import BaseCheckpoint, CalibrationTexts, EvaluationTexts, Input, RecipeFiles, ResumeFolder, StepContext, StepReport
 from optbench.steps.training.step import Evaluations, HeldOut, LearningRate, TrainingStep, Warmup
 from optbench.steps.training.texts import TextPaths, check_known, excerpts, files_of_texts, gather_texts
-from optbench.steps.training.trainer import Trained, train
 from optbench.tasks import JudgedTexts
+
+if TYPE_CHECKING:
+    from optbench.steps.training.trainer import Trained
 
 __all__ = ["Distill"]
 
 HELD_OUT_MIN, HELD_OUT_MAX = 8, 500
-# AdamW's .999 averages the squared gradient over a thousand steps, which is half a distillation; .98 over fifty.
+# AdamW's default .999 averages the squared gradient over a thousand steps, half a distillation; .98 averages over fifty.
 ADAM_BETA2 = 0.98
-# all-MiniLM-L6-v2 at 0.8 of its multiply-adds, 162 steps from a loss of .0200: at 8e-4 .0461 at the worst and .0179 at the end (2.3
-# and .89), at 2e-4 .0199 and .0142. At half, 378 steps from .0481 at 1e-3, which was right: .0630 and .0300 (1.3 and .62).
-UNDONE, RECOVERED = 1.5, 0.75
+# The learning rate is too high where the held-out loss rises above 1.5 of its start and does not fall below 0.75 of it: 2.3 and .89
+# in bench/LOG.md, D5. With the right rate, all-MiniLM-L6-v2 at half its multiply-adds reaches 1.3 and .62.
+RISE_MAX, RECOVERY_MIN = 1.5, 0.75
 
 
 class Distill(TrainingStep):
     """Train a checkpoint to give the embeddings of the recipe's base.
 
-    The texts are the recipe's calibration texts, those of `texts`, and excerpts of both; what the tasks ask or judge is refused.
-    Tables stay as they are. A part of the texts is held out and decides which weights are kept. A run that was killed goes on from
-    its last checkpoint.
+    The texts are the recipe's calibration texts, those of `texts`, and excerpts of both; test texts of the tasks are refused.
+    Embedding tables are not trained. A part of the texts is held out to choose the best weights. A killed run resumes from its last
+    checkpoint.
     """
 
     version: ClassVar[int] = 5
-    needs_calibration: ClassVar[bool] = True
-    needs_base: ClassVar[bool] = True
 
     step: Literal["distill"] = "distill"
     texts: TextPaths = ()
-    max_texts: int = Field(default=200_000, ge=16, description="At most so many texts of each source, drawn with the seed.")
+    max_texts: int = Field(default=200_000, ge=16, description="At most so many texts from each path, a random sample.")
     excerpts: float = Field(
-        default=1.0, ge=0, le=1, description="Share of the texts of which a run of one to four words is added, to stand in for a query."
+        default=1.0,
+        ge=0,
+        le=1,
+        description="Share of the texts of which an excerpt of one to four words is added as a substitute for queries.",
     )
-    epochs: int = Field(default=3, ge=1, le=1000, description="Passes over the texts, if the minutes allow.")
-    # all-MiniLM-L6-v2 at half its multiply-adds, 100 s on 2 cores with bf16, held-out loss from .0481: some 19 texts a step .0309,
-    # 38 .0296, 76 .0282, 153 .0293, each at a rate that suits it; at 76, hidden_weight 1 .0289 and 16 .0288.
+    epochs: int = Field(default=3, ge=1, le=1000, description="Passes over the texts, if `minutes` allows.")
+    # Batches and weights compared: bench/LOG.md, D4.
     batch: int | None = Field(
-        default=None, ge=1, le=4096, description="Texts a step; where left out 64, and fewer where these would have over 2,048 tokens."
+        default=None, ge=1, le=4096, description="Texts per step; if left out, 64, or fewer where 64 would exceed 2,048 tokens."
     )
     learning_rate: LearningRate | None = Field(
         default=None,
-        description="AdamW's, at its highest; where left out 8e-4, and for a model wider than 384 less by the width's square: for half a "
-        "body and thousands of steps. Where less was cut or steps are few, a quarter of it.",
+        description="AdamW's peak learning rate; if left out, 8e-4, and for models wider than 384 lower by the square of the width. That "
+        "suits a body cut to half and thousands of steps; use a quarter of it after a smaller cut or for few steps.",
     )
     warmup: Warmup = 0.05
     held_out: HeldOut = 0.02
     evaluations: Evaluations = 10
-    embedding_weight: float = Field(default=1.0, ge=0, description="Of 1 - cosine to the base's embedding.")
-    hidden_weight: float = Field(default=4.0, ge=0, description="Of the distance of all tokens' states after each layer; 0 leaves it out.")
+    embedding_weight: float = Field(default=1.0, ge=0, description="Weight of 1 - cosine to the base's embedding.")
+    hidden_weight: float = Field(
+        default=4.0, ge=0, description="Weight of the distance of all tokens' states after each layer; 0 turns it off."
+    )
     relation_weight: float = Field(
-        default=0.0, ge=0, description="Of the divergence of the last layer's attention relations; 0 leaves it out."
+        default=0.0, ge=0, description="Weight of the divergence of the last layer's attention relations; 0 turns it off."
     )
     layer_map: tuple[int, ...] | None = Field(
-        default=None, description="The base's layer, from 0, that each layer answers to; spread evenly when left out."
+        default=None, description="The base's layer, from 0, that each layer is compared with; evenly spread if left out."
     )
+
+    def inputs(self) -> tuple[Input[Any], ...]:
+        """Calibration texts, the base, and the files of `texts`, besides what every training needs."""
+        files = (RecipeFiles(self.files),) if self.texts else ()
+        return (*super().inputs(), CalibrationTexts(), BaseCheckpoint(), *files)
 
     def files(self, folder: Path) -> Mapping[str, Path]:
         """The files of `texts`."""
         return files_of_texts(self.texts, folder)
 
     def run(self, source: Artifact, out: Path, context: StepContext) -> StepReport:
-        """Train `source` towards `context.base`.
+        """Train `source` towards the base."""
+        from optbench.machine.worker import peak_rss_bytes
+        from optbench.model.torch_model import save_torch_model
+        from optbench.steps.training.distillation import (
+            LossWeights,
+            Teacher,
+            default_batch,
+            default_learning_rate,
+            distillation_loss,
+            map_layers,
+            teacher_vectors,
+        )
+        from optbench.steps.training.model import build_trainable, torch_body, use_bf16
+        from optbench.steps.training.trainer import Training, train
 
-        Raises:
-            TaskError: a file of texts that cannot be read.
-            StepError: no texts, texts of the test or of a script the model cannot read, a base of another width, a loss that is not
-                a number, or an extra that is not installed.
-        """
-        check_extra()
-        base = context.base
-        if base is None:
-            raise StepError(f"{source.path}: distill needs the recipe's base to recover towards; run it as a step of a recipe")
+        require_extra("train", "training")
+        base = context.need(BaseCheckpoint)
         body, whole = read_body(source.path), read_body(base.path)
         if body.hidden != whole.hidden:
-            raise StepError(f"{source.path}: embeddings of {body.hidden} numbers cannot follow a base of {whole.hidden}; keep its width")
+            raise StepError(f"{source.path}: its embeddings have {body.hidden} dimensions, its base's {whole.hidden}; keep the width")
         layers = map_layers(body.layers, whole.layers, self.layer_map)
         texts, unknown = self._texts(source, context)
-        held_out, trained_on = self._split(texts, read_prompts(source.path), context.judged)
+        held_out, trained_on = self._split(texts, read_prompts(source.path), context.need(EvaluationTexts))
         texts, count = held_out + trained_on, len(held_out)
         bf16 = use_bf16(self.precision, context.machine)
-        folder = context.unfinished or context.scratch
+        folder = context.get(ResumeFolder) or context.scratch
 
         from datasets import Dataset
 
@@ -104,25 +118,21 @@ class Distill(TrainingStep):
         learning_rate = self.learning_rate or default_learning_rate(body.hidden)
         tokens = sum(len(row.ids) for row in student[0].tokenizer.encode_batch_fast(texts[count:]))
         batch = self.batch or default_batch(tokens / (len(texts) - count))
-        weights = (self.embedding_weight, self.hidden_weight, self.relation_weight)
-        # Where the teacher runs on every batch for its inner states, only the held-out part is asked for more than once.
-        repeated = texts[:count] if self.hidden_weight or self.relation_weight else texts
+        weights = LossWeights(self.embedding_weight, self.hidden_weight, self.relation_weight)
+        # Where the teacher runs on every batch for its inner states, only its embeddings of the held-out part are used more than once.
+        repeated = texts[:count] if weights.inner else texts
         vectors = teacher_vectors(teacher, repeated, folder / "teacher.npy", batch, bf16, context.progress)
-        loss = distillation_loss(student, teacher, texts, vectors, layers, weights, bf16)
-        trained = train(
-            student,
-            loss,
-            Dataset.from_dict({"text": texts[count:], "label": range(count, len(texts))}),
-            Dataset.from_dict({"text": texts[:count], "label": range(count)}),
-            self,
-            self.epochs,
-            folder / "checkpoints",
-            context.progress,
+        loss = distillation_loss(student, Teacher(teacher, texts, vectors, layers, bf16), weights)
+        training = Training(
+            texts=Dataset.from_dict({"text": texts[count:], "label": range(count, len(texts))}),
+            held_out=Dataset.from_dict({"text": texts[:count], "label": range(count)}),
+            epochs=self.epochs,
             learning_rate=learning_rate,
             batch=batch,
             bf16=bf16,
-            adam_beta2=ADAM_BETA2,
+            arguments={"adam_beta2": ADAM_BETA2},
         )
+        trained = train(student, loss, training, self, folder / "checkpoints", context.progress)
         save_torch_model(torch_body(student), source.path, out)
         facts = {
             "texts": len(texts) - count,
@@ -139,18 +149,18 @@ class Distill(TrainingStep):
         return StepReport(matched={"layers": body.layers}, warnings=_warnings(trained, learning_rate), facts=facts)
 
     def _texts(self, source: Artifact, context: StepContext) -> tuple[list[str], float]:
-        """The texts in the order of the seed, and the share of their tokens that the vocabulary lacks."""
+        """The shuffled texts, and the share of their tokens that the vocabulary lacks."""
         texts = gather_texts(self.texts, source.path, context, self.max_texts, self.seed)
         if len(texts) < 2 * HELD_OUT_MIN:
             raise StepError(
-                f"{source.path}: {len(texts)} texts to distill on, at least {2 * HELD_OUT_MIN} are wanted (thousands recover something): "
+                f"{source.path}: {len(texts)} texts to distill on, expected at least {2 * HELD_OUT_MIN} (a real recovery takes thousands): "
                 "name files in texts, or raise calibration.texts in the recipe"
             )
         random.Random(self.seed).shuffle(texts)  # noqa: S311  # an order, not a secret
         return texts, check_known(source.path, texts)
 
     def _split(self, texts: Sequence[str], prompts: Prompts, judged: JudgedTexts) -> tuple[list[str], list[str]]:
-        """The texts that are held out and those that are trained on, each part with its excerpts and no text in both."""
+        """The held-out texts and the training texts, each with their excerpts; no text is in both."""
         count = min(max(HELD_OUT_MIN, int(self.held_out * len(texts))), HELD_OUT_MAX)
         held_out, trained_on = (
             [*part, *excerpts(part, prompts, self.excerpts, judged, self.seed)] for part in (texts[:count], texts[count:])
@@ -161,11 +171,11 @@ class Distill(TrainingStep):
 
 def _warnings(trained: Trained, learning_rate: float) -> tuple[str, ...]:
     if trained.best_step == 0:
-        return ("no evaluation was better than the source, whose weights were kept; lower learning_rate, or give more texts",)
+        return ("no evaluation was better than the source, so its weights were kept; lower learning_rate, or give more texts",)
     before, *after = (held_out for _, _, held_out in trained.losses)
-    if max(after) > UNDONE * before and min(after) > RECOVERED * before:
+    if max(after) > RISE_MAX * before and min(after) > RECOVERY_MIN * before:
         return (
-            f"the held-out loss rose from {before:.4f} to {max(after):.4f} before it fell to {min(after):.4f}: training undid first what "
-            f"pruning had fitted; try a quarter of learning_rate {learning_rate:g}, or more steps",
+            f"the held-out loss rose from {before:.4f} to {max(after):.4f} before it fell to {min(after):.4f}: training first destroyed "
+            f"what pruning had fitted; try a quarter of learning_rate {learning_rate:g}, or more steps",
         )
     return ()

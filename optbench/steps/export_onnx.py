@@ -1,12 +1,14 @@
 """Write a checkpoint as an ONNX graph that also pools and normalizes.
 
-torch's exporter does the translation. This step prepares the module so that the graph holds no needless work, folds what is
-constant, stores each Linear's weight as the [in, out] initializer its MatMul reads, gives every node and initializer the path of
-the module it came from, and refuses a graph whose operators are not those of the body it was asked to export.
+torch's exporter does the translation. This step prepares the module so that the graph has no redundant work, folds constants,
+stores each Linear's weight as the [in, out] initializer that its MatMul reads, names every node and initializer after the module it
+came from, and refuses a graph whose operators are not those of the exported body.
 
-Node names are `/encoder/layer.3/output/dense/MatMul`; initializers carry the checkpoint's own names,
+Node names look like `/encoder/layer.3/output/dense/MatMul`; initializers keep the checkpoint's names,
 `encoder.layer.3.output.dense.weight`.
 """
+
+from __future__ import annotations
 
 import ast
 import contextlib
@@ -18,13 +20,15 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import numpy as np
 from pydantic import Field
 
-from optbench.artifact.folder import Artifact, Kind, copy_companions
+from optbench.artifact.folder import Artifact, copy_companions
+from optbench.artifact.manifest import Kind
+from optbench.engines.contract import INPUTS, OUTPUTS
 from optbench.errors import StepError
 from optbench.machine.disk import free_disk
-from optbench.model.checkpoint import Body, describe
+from optbench.model.body import Body
+from optbench.model.checkpoint import describe
 from optbench.model.torch_model import build_module
 from optbench.steps.base import BaseStep, StepContext, StepReport
 from optbench.steps.onnx.file import write_onnx
@@ -35,11 +39,9 @@ if TYPE_CHECKING:
 
 __all__ = ["ExportOnnx"]
 
-INPUTS = ("input_ids", "attention_mask")
-OUTPUTS = ("last_hidden_state", "sentence_embedding")
-# The attribute of optbench.model.checkpoint's module that holds the transformer; dropped from every name.
+# The attribute of the exported module that holds the transformer; dropped from every name.
 BODY = "body"
-# Elements of the largest constant that may be merged with an equal one: shapes and scalars, never a bias that happens to be zero.
+# Elements of the largest constant that may be merged with an equal one: shapes and scalars, never an all-zero bias.
 MERGED_ELEMENTS_MAX = 16
 # torch 2.13, torch/onnx/_internal/exporter/_core.py: the module path of a node, outermost first, then the fx node's own name.
 NAME_SCOPES = "pkg.torch.onnx.name_scopes"
@@ -61,13 +63,7 @@ class ExportOnnx(BaseStep):
     opset: int = Field(default=20, ge=20, le=23, description="ONNX opset; 20 is the first with Gelu, 21 the first with INT4.")
 
     def run(self, source: Artifact, out: Path, context: StepContext) -> StepReport:
-        """Export `source` to `out/onnx/model.onnx`, with `model.onnx_data` beside it when the weights are large.
-
-        Raises:
-            BaseModelError: the checkpoint is not whole.
-            StepError: the exported graph does not hold the operators of the checkpoint's body.
-            MachineError: it could not be written.
-        """
+        """Export `source` to `out/onnx/model.onnx`, with `model.onnx_data` beside it when the weights are large."""
         body = describe(source.path).body
         free_disk(out, source.size_bytes, "the ONNX model")
         with _quiet():
@@ -84,20 +80,17 @@ class ExportOnnx(BaseStep):
             context.progress("writing the graph", None)
             external = write_onnx(model, out)
         copy_companions(source.path, out)
-        return StepReport(
-            matched=matched,
-            facts={"opset": self.opset, "external_data": external, "nodes": len(model.graph)},
-        )
+        return StepReport(matched=matched, facts={"opset": self.opset, "external_data": external, "nodes": len(model.graph)})
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the warnings and logs of torch's exporter to themselves.
+    """Silence the warnings and logs of torch's exporter.
 
-    The exporter warns of torchvision operators it lacks, of its own deprecations, and of axis names it merges; nothing of it
-    tells a user anything: what can go wrong is checked on the exported graph.
+    It warns about missing torchvision operators, its own deprecations and merged axis names, none of which concerns a user: the
+    exported graph itself is checked.
     """
-    import torch.onnx  # noqa: F401  # importing torch sets the levels of its loggers anew
+    import torch.onnx  # noqa: F401  # importing torch resets the levels of its loggers
 
     exporter_log = logging.getLogger("torch.onnx")
     exporter_level = exporter_log.level
@@ -110,15 +103,15 @@ def _quiet() -> Iterator[None]:
         exporter_log.setLevel(exporter_level)
 
 
-def _skip_needless_work(module: "torch.nn.Module", body: Body) -> None:
-    """Give the transformer two inputs in the form it would otherwise compute in some twenty nodes.
+def _skip_needless_work(module: torch.nn.Module, body: Body) -> None:
+    """Pass the transformer two inputs in the form that it would otherwise compute in about twenty nodes.
 
-    transformers builds a (batch, 1, tokens, tokens) mask by gathering, and gathers a row of token types for each token. The same
-    numbers come from a (batch, 1, 1, tokens) mask and one row of token types, which broadcast and fold.
+    transformers gathers a (batch, 1, tokens, tokens) mask and a row of token types for each token. A (batch, 1, 1, tokens) mask and
+    one row of token types give the same numbers, and they broadcast and fold.
     """
     import torch
 
-    if body.architecture == "MPNetModel":  # its own mask is already (batch, 1, 1, tokens), and it has no token types
+    if body.architecture == "MPNetModel":  # its mask is (batch, 1, 1, tokens) already, and it has no token types
         return
 
     def prepare(_: torch.nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -131,10 +124,10 @@ def _skip_needless_work(module: "torch.nn.Module", body: Body) -> None:
     module.body.register_forward_pre_hook(prepare, with_kwargs=True)
 
 
-def _trace(module: "torch.nn.Module", opset: int) -> "ir.Model":
+def _trace(module: torch.nn.Module, opset: int) -> ir.Model:
     import torch
 
-    # Sizes 0 and 1 are the ones torch.export would take for constants; neither size of this example is.
+    # torch.export takes sizes 0 and 1 for constants, so the example has neither.
     ids = torch.full((2, 7), 5, dtype=torch.int64)
     axes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("tokens")}
     program = torch.onnx.export(
@@ -145,7 +138,7 @@ def _trace(module: "torch.nn.Module", opset: int) -> "ir.Model":
         output_names=OUTPUTS,
         dynamic_shapes=dict.fromkeys(INPUTS, axes),
         opset_version=opset,
-        # Its optimizer would merge parameters that happen to be equal under the name of the first; see _simplify.
+        # Its optimizer would merge equal parameters under the name of the first; see _simplify.
         optimize=False,
         verbose=False,
     )
@@ -153,10 +146,10 @@ def _trace(module: "torch.nn.Module", opset: int) -> "ir.Model":
     return model
 
 
-def _store_weights_transposed(model: "ir.Model") -> None:
+def _store_weights_transposed(model: ir.Model) -> None:
     """Turn `MatMul(x, Transpose(weight))` into `MatMul(x, weight)` with the weight stored as [in, out].
 
-    The transposed copy is made when it is written, so that the weights are never in memory twice.
+    The transposed copy is made when the graph is written, so the weights are never in memory twice.
     """
     import onnx_ir as ir
 
@@ -167,6 +160,8 @@ def _store_weights_transposed(model: "ir.Model") -> None:
         tensor, permutation = weight.const_value, node.attributes.get_ints("perm")
 
         def transposed(tensor: ir.TensorProtocol = tensor, permutation: Any = permutation) -> ir.TensorProtocol:
+            import numpy as np
+
             return ir.tensor(np.ascontiguousarray(tensor.numpy().transpose(permutation)))
 
         sizes = tensor.shape.numpy()
@@ -177,11 +172,11 @@ def _store_weights_transposed(model: "ir.Model") -> None:
         model.graph.remove(node, safe=True)
 
 
-def _simplify(model: "ir.Model") -> None:
-    """Fold constants and merge equal nodes; parameters are left as they are.
+def _simplify(model: ir.Model) -> None:
+    """Fold constants and merge equal nodes; parameters are not merged.
 
-    These are the passes of onnxscript's `optimize_ir`, except that only shapes and scalars are merged: models with random
-    weights, whose biases are all zero, then have the graph that the real ones have.
+    These are the passes of onnxscript's `optimize_ir`, except that only shapes and scalars are merged: a model with random weights,
+    whose biases are all zero, then has the same graph as the real one.
     """
     from onnx_ir.passes import common
     from onnxscript import optimizer, rewriter
@@ -200,10 +195,10 @@ def _simplify(model: "ir.Model") -> None:
     common.OutputFixPass()(model)
 
 
-def _module_path(node: "ir.Node") -> list[str]:
+def _module_path(node: ir.Node) -> list[str]:
     """Where in the module tree a node comes from: `["encoder", "layer.3", "output", "dense"]`; empty outside the transformer.
 
-    A node that a rewrite made without saying whence counts to the module that feeds it.
+    A node that a rewrite made without metadata belongs to the module that feeds it.
     """
     if NAME_SCOPES not in node.metadata_props:
         producer = next((value.producer() for value in node.inputs if value is not None and value.producer() is not None), None)
@@ -213,14 +208,14 @@ def _module_path(node: "ir.Node") -> list[str]:
     return [inner.removeprefix(f"{outer}.") for outer, inner in pairwise([BODY, *inside])]
 
 
-def _name_after_modules(model: "ir.Model") -> None:
+def _name_after_modules(model: ir.Model) -> None:
     """Name nodes, values and constants after the module they come from, and drop the exporter's bulky metadata."""
     from onnx_ir.passes import common
 
     graph = model.graph
     seen: Counter[str] = Counter()
     kept = set(graph.outputs)
-    # Nodes outside the transformer prepare its mask until its last layer has run, and pool afterwards.
+    # Nodes outside the transformer prepare its mask before the last layer, and pool after it.
     outside = graph.inputs[1].name
     for node in graph:
         name = "/" + "/".join([*(_module_path(node) or [str(outside)]), node.op_type])
@@ -244,20 +239,16 @@ def _name_after_modules(model: "ir.Model") -> None:
     common.ClearMetadataAndDocStringPass()(model)
 
 
-def check_operators(model: "ir.Model", body: Body, where: Path) -> dict[str, int]:
-    """Count the operators that carry the model, and compare with what `body` needs.
-
-    Raises:
-        StepError: a count differs, or a weight is transposed at run time; lists all of them.
-    """
+def check_operators(model: ir.Model, body: Body, where: Path) -> dict[str, int]:
+    """Count the main operators; refuse other counts than those of `body`, and weights that are transposed at run time."""
     found = Counter(node.op_type for node in model.graph)
-    wanted = {
+    expected = {
         "MatMul": 8 * body.layers,  # query, key, value, scores, context, attention output, two of the feed-forward
         "LayerNormalization": 2 * body.layers + 1,
         "Gelu": body.layers,
         "Softmax": body.layers,
     }
-    problems = [f"{found[name]} {name}, not {count}" for name, count in wanted.items() if found[name] != count]
+    problems = [f"{found[name]} {name}, not {count}" for name, count in expected.items() if found[name] != count]
     problems += [
         f"{node.name} transposes a weight at run time"
         for node in model.graph
@@ -268,4 +259,4 @@ def check_operators(model: "ir.Model", body: Body, where: Path) -> dict[str, int
             f"{where}: the exported graph is not that of a {body.architecture} of {body.layers} layers with GELU: {'; '.join(problems)}; "
             "check hidden_act and num_hidden_layers in its config.json, and the versions of torch and onnxscript"
         )
-    return {name: found[name] for name in wanted}
+    return {name: found[name] for name in expected}

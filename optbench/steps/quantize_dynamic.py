@@ -1,12 +1,14 @@
-"""Dynamic int8 on ONNX Runtime: weights are rounded here, activations at run time from each batch's own range.
+"""Dynamic int8 on ONNX Runtime: weights are rounded here, activations at run time by each batch's own range.
 
-The rewrite is the one ONNX Runtime's quantizer makes and its engine fuses to DynamicQuantizeMatMul and MatMulIntegerToFloat:
+The rewrite is that of ONNX Runtime's quantizer, and its engine fuses it to DynamicQuantizeMatMul and MatMulIntegerToFloat:
 
     MatMul(x, w)  ->  q, s, z = DynamicQuantizeLinear(x)            one for all products that read x
                       Mul(Cast(MatMulInteger(q, w8, z, z8)), Mul(s, s8))
 
-It is written tensor by tensor: ONNX Runtime's own `quantize_dynamic` holds a model of 2.3 GB three times over.
+It works tensor by tensor: ONNX Runtime's own `quantize_dynamic` holds three copies of a 2.3 GB model.
 """
+
+from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -16,20 +18,12 @@ from pydantic import Field, JsonValue
 from optbench.artifact.folder import Artifact
 from optbench.machine.disk import free_disk
 from optbench.steps.base import StepContext, StepReport
-from optbench.steps.onnx.file import read_onnx
 from optbench.steps.onnx.quantizer import OnnxQuantizer
-from optbench.steps.onnx.weights import (
-    QuantizedColumns,
-    WeightProduct,
-    quantize_columns,
-    release,
-    select_products,
-    store_columns,
-    weight_array,
-)
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+
+    from optbench.steps.onnx.weights import WeightProduct
 
 __all__ = ["QuantizeDynamic"]
 
@@ -44,11 +38,10 @@ class QuantizeDynamic(OnnxQuantizer):
     weight_type: Literal["int8", "uint8"] = Field(default="int8", description="int8 is symmetric; uint8 has a zero point.")
 
     def run(self, source: Artifact, out: Path, context: StepContext) -> StepReport:
-        """Quantize `source` into `out`.
+        """Quantize `source` into `out`."""
+        from optbench.steps.onnx.file import read_onnx
+        from optbench.steps.onnx.weights import select_products
 
-        Raises:
-            StepError: fewer places than expected can be quantized, a pattern matches nothing, or a weight is not finite.
-        """
         reduce_range = self.reduces_range(context.machine, self.weight_type)
         free_disk(out, source.size_bytes, "the quantized model")
         model = read_onnx(source)
@@ -58,30 +51,19 @@ class QuantizeDynamic(OnnxQuantizer):
         for done, product in enumerate(selection.products):
             context.progress("rounding weights", done / len(selection.products))
             if product.weight not in rounded:
-                rounded[product.weight] = store_columns(model.graph, str(product.weight.name), self._round(product, reduce_range))
+                rounded[product.weight] = self.round_weight(model.graph, product, reduce_range, self.weight_type)
             _rewrite(model.graph, product, rounded[product.weight], activations)
         facts: dict[str, JsonValue] = {"reduce_range": reduce_range, "weights": len(rounded), "activations": len(activations)}
         return self.write(model, source, out, selection, facts, context)
 
-    def _round(self, product: WeightProduct, reduce_range: bool) -> QuantizedColumns:
-        columns = quantize_columns(
-            weight_array(product),
-            str(product.weight.name),
-            weight_type=self.weight_type,
-            per_channel=self.per_channel,
-            reduce_range=reduce_range,
-        )
-        release(product)
-        return columns
-
 
 def _rewrite(
-    graph: "ir.Graph",
+    graph: ir.Graph,
     product: WeightProduct,
-    weight: tuple["ir.Value", "ir.Value", "ir.Value | None"],
-    activations: dict["ir.Value", "ir.Node"],
+    weight: tuple[ir.Value, ir.Value, ir.Value | None],
+    activations: dict[ir.Value, ir.Node],
 ) -> None:
-    """Put the integer product in a MatMul's place; `activations` keeps the quantization that products of one input share."""
+    """Replace a MatMul by the integer product; `activations` holds the quantizations that products of the same input share."""
     import onnx_ir as ir
 
     node, values = product.node, weight[0]

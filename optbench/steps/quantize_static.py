@@ -1,66 +1,83 @@
 """Static int8 on OpenVINO: NNCF places the quantizers and sets their ranges from texts that run through the graph.
 
-SmoothQuant is done here and not by NNCF, whose own holds the body's weights three times: a model of 1.34 GB then peaks at
-5.3 GB. Here the smoothed graph goes to the scratch folder and is mapped back, and the peak is that of calibration. Embedding
-tables take no part in any product and stay as they are: `compress_tables` is for them.
+SmoothQuant is implemented here because NNCF's holds the body's weights three times: a 1.34 GB model then peaks at 5.3 GB. Here the
+smoothed graph is written to the scratch folder and mapped back, so the peak is that of calibration. Embedding tables, which take
+part in no product, are not changed: use `compress_tables` for them.
 """
+
+from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from optbench.artifact.folder import Artifact, Kind, copy_companions
+from optbench.artifact.folder import Artifact, copy_companions
+from optbench.artifact.manifest import Kind
 from optbench.errors import MachineError, StepError
 from optbench.machine.disk import free_disk
-from optbench.steps.base import BaseStep, ReduceRange, Refusal, StepContext, StepReport
-from optbench.steps.calibration.samples import CalibrationInput, calibration_inputs
-from optbench.steps.calibration.smoothing import group_by_activation, observe_maxima, smooth
-from optbench.steps.openvino.graph import constant_behind, find_weight_matmuls, match_names, quiet_nncf, read_graph, save_graph
+from optbench.steps.base import BaseStep, CalibrationTexts, Input, ReduceRange, Refusal, StepContext, StepReport
+from optbench.steps.openvino.graph import constant_behind, find_weight_matmuls, group_by_activation, quiet_nncf, read_graph, save_graph
+from optbench.steps.patterns import match_names
 
 if TYPE_CHECKING:
     import openvino as ov
+
+    from optbench.machine.cpu import Machine
+    from optbench.steps.calibration.samples import CalibrationInput
 
 __all__ = ["QuantizeStatic"]
 
 
 class QuantizeStatic(BaseStep):
-    """Quantize weights and activations of an OpenVINO graph to int8, the activations' ranges fixed by calibration."""
+    """Quantize weights and activations of an OpenVINO graph to int8, with activation ranges from calibration."""
 
     takes: ClassVar[frozenset[Kind]] = frozenset({Kind.OPENVINO})
     gives: ClassVar[Kind] = Kind.OPENVINO
     version: ClassVar[int] = 2
     libraries: ClassVar[tuple[str, ...]] = ("nncf", "openvino", "tokenizers", "numpy")
-    needs_calibration: ClassVar[bool] = True
 
     step: Literal["quantize_static"] = "quantize_static"
-    samples: int = Field(default=64, ge=1, le=10_000, description="Calibration texts to draw; each is run twice.")
-    seed: int = Field(default=0, ge=0, description="Which texts are drawn.")
-    # all-MiniLM-L6-v2, 64 titles, cosine to fp32 over 99 queries (mean / min): none .992 / .984, 0.5 .993 / .981, 0.7 .998 / .994,
-    # 0.75 .998 / .993, 0.8 .997 / .989, NNCF's 0.95 .995 / .980.
-    smooth_quant_alpha: float | None = Field(default=0.75, ge=0, le=1, description="SmoothQuant's share for the weights; null for none.")
+    samples: int = Field(default=64, ge=1, le=10_000, description="Number of calibration texts; each is run twice.")
+    seed: int = Field(default=0, ge=0, description="Random seed for drawing texts.")
+    # Strengths compared: bench/LOG.md, Q4.
+    smooth_quant_alpha: float | None = Field(default=0.75, ge=0, le=1, description="SmoothQuant's alpha; null turns it off.")
     ranges: Literal["minmax", "mean_minmax"] = Field(
         default="minmax", description="An activation's range: the extremes over all texts, or the mean of each text's extremes."
     )
     preset: Literal["mixed", "performance"] = Field(
-        default="mixed", description="mixed: activations with a zero point where they have two signs; performance: symmetric throughout."
+        default="mixed", description="mixed: a zero point for activations of both signs; performance: symmetric throughout."
     )
     reduce_range: ReduceRange = "auto"
-    # On all-MiniLM-L6-v2 it moved the mean cosine by less than 0.0001, and on a BERT-large body it costs 20 s.
-    bias_correction: bool = Field(default=False, description="Shift biases by the mean error that rounding brings (NNCF's fast form).")
+    # Off because it changes next to nothing: bench/LOG.md, Q4.
+    bias_correction: bool = Field(default=False, description="Correct biases by the mean rounding error (NNCF's fast bias correction).")
     exclude: tuple[str, ...] = Field(default=(), description="Patterns (*, ?) on module, node or weight names to leave in float.")
-    expect: int | None = Field(default=None, ge=1, description="How many weight MatMuls must be quantized; all not excluded if left out.")
+    expect: int | None = Field(
+        default=None, ge=1, description="Least number of quantized weight MatMuls; if left out, all that are not excluded."
+    )
+
+    def inputs(self) -> tuple[Input[Any], ...]:
+        """Calibration texts."""
+        return (CalibrationTexts(),)
+
+    def machine_warnings(self, machine: Machine) -> tuple[str, ...]:
+        """What keeps OpenVINO's static int8 below this CPU's best speed."""
+        from optbench.engines.onednn import is_off_amx
+
+        if is_off_amx(machine):
+            return ("OpenVINO's int8 was kept off AMX, where it is broken for inputs of any length (its issue 37577)",)
+        if not machine.has_vnni:
+            return ("this CPU has no VNNI: with OpenVINO, int8 gains little on it or costs time",)
+        return ()
 
     def run(self, source: Artifact, out: Path, context: StepContext) -> StepReport:
-        """Quantize `source` into `out`.
+        """Quantize `source` into `out`."""
+        from optbench.steps.calibration.samples import calibration_inputs
 
-        Raises:
-            StepError: no calibration texts, a pattern that matches nothing, or fewer MatMuls quantized than expected.
-        """
         where = f"{source.main_file} {self.step}"
-        inputs = calibration_inputs(source.path, context.calibration_texts, self.samples, self.seed, where)
+        inputs = calibration_inputs(source.path, context.need(CalibrationTexts), self.samples, self.seed, where)
         free_disk(out, 2 * source.size_bytes, "the smoothed and the quantized model")
         scope = self._scope(source, where)
         graph, smoothed = source.main_file, 0
@@ -85,7 +102,7 @@ class QuantizeStatic(BaseStep):
             },
         )
 
-    def _scope(self, source: Artifact, where: str) -> "_Scope":
+    def _scope(self, source: Artifact, where: str) -> _Scope:
         matmuls, refused = find_weight_matmuls(read_graph(source))
         named = [matmul.names for matmul in matmuls] + [(refusal.node,) for refusal in refused]
         hits = match_names(named, self.exclude, f"{where} exclude")
@@ -96,7 +113,7 @@ class QuantizeStatic(BaseStep):
         self._check_expected(len(modules) - len(excluded), "can be", scope, unfit, where)  # before minutes of calibration
         return scope
 
-    def _check_expected(self, count: int, verb: str, scope: "_Scope", refused: Sequence[Refusal], where: str) -> None:
+    def _check_expected(self, count: int, verb: str, scope: _Scope, refused: Sequence[Refusal], where: str) -> None:
         """Refuse fewer weight MatMuls than expected, or none."""
         expected = max(len(scope.modules) - len(scope.excluded) + len(scope.unfit) if self.expect is None else self.expect, 1)
         if count < expected:
@@ -106,16 +123,15 @@ class QuantizeStatic(BaseStep):
                 "exclude them by name, set expect, or correct the step before"
             )
 
-    def _write_smoothed(self, source: Artifact, scope: "_Scope", inputs: list[CalibrationInput], context: StepContext) -> tuple[Path, int]:
-        """Write the smoothed graph to the scratch folder; its weights are in memory here and nowhere else.
+    def _write_smoothed(self, source: Artifact, scope: _Scope, inputs: list[CalibrationInput], context: StepContext) -> tuple[Path, int]:
+        """Write the smoothed graph to the scratch folder: only here are its weights in memory.
 
         Returns:
-            The graph, and how many activations were smoothed.
-
-        Raises:
-            MachineError: it could not be written (a full disk).
+            The graph's path, and the number of smoothed activations.
         """
         import openvino as ov
+
+        from optbench.steps.calibration.smoothing import observe_maxima, smooth
 
         model = read_graph(source)
         matmuls = find_weight_matmuls(model)[0]
@@ -131,9 +147,7 @@ class QuantizeStatic(BaseStep):
             raise MachineError(f"{path}: the smoothed model cannot be written; free some space and run again") from error
         return path, len(groups)
 
-    def _quantize(
-        self, graph: Path, scope: "_Scope", inputs: list[CalibrationInput], reduce_range: bool, context: StepContext
-    ) -> "ov.Model":
+    def _quantize(self, graph: Path, scope: _Scope, inputs: list[CalibrationInput], reduce_range: bool, context: StepContext) -> ov.Model:
         import openvino as ov
 
         model = ov.Core().read_model(graph)
@@ -158,8 +172,8 @@ class QuantizeStatic(BaseStep):
                 advanced_parameters=parameters,
             )
 
-    def _count(self, quantized: "ov.Model", scope: "_Scope", where: str) -> tuple[dict[str, int], tuple[Refusal, ...]]:
-        """Count what NNCF quantized, and refuse a graph in which it left out more than was asked."""
+    def _count(self, quantized: ov.Model, scope: _Scope, where: str) -> tuple[dict[str, int], tuple[Refusal, ...]]:
+        """Count what NNCF quantized, and refuse a graph in which it quantized less than expected."""
         weights, activations = 0, 0
         refused = list(scope.unfit)
         for node in quantized.get_ordered_ops():
@@ -180,12 +194,12 @@ class QuantizeStatic(BaseStep):
 
 @dataclass(frozen=True)
 class _Scope:
-    """What is to be quantized.
+    """What to quantize.
 
     Attributes:
         modules: the module of each weight MatMul, by the MatMul's name.
         excluded: names of MatMuls to leave in float.
-        unfit: places with a weight that no pattern excludes and that cannot be quantized.
+        unfit: places with a weight that are not excluded and cannot be quantized.
     """
 
     modules: dict[str, str]
@@ -193,8 +207,8 @@ class _Scope:
     unfit: tuple[Refusal, ...]
 
 
-def _comes_quantized(value: "ov.Output") -> bool:
-    """Whether a MatMul's input is rounded: by a FakeQuantize, if need be before a change of layout, or stored as 8 bits."""
+def _comes_quantized(value: ov.Output) -> bool:
+    """Whether a MatMul's input is rounded by a FakeQuantize, possibly before a change of layout, or stored as 8 bits."""
     node = value.get_node()
     while node.get_type_name() in ("Reshape", "Transpose", "Unsqueeze", "Squeeze"):
         node = node.input_value(0).get_node()

@@ -1,6 +1,10 @@
-"""Accuracy tasks: texts, queries and human judgments.
+"""Accuracy tasks: what a model's vectors are judged by.
 
-The union `Task` is the registry: a new task is one file, one line here, one test file.
+In: a recipe's `tasks` entry or the command line's `--task`, and the files, package data or MTEB data set that it names.
+Out: queries, documents and human judgments (`RetrievalData`) or scored sentence pairs (`PairData`) in each language; texts to calibrate
+on that are not in the test (`CalibrationTexts`); and the test texts, for training to avoid (`JudgedTexts`).
+
+The union `Task` is the registry.
 """
 
 from pathlib import Path
@@ -38,15 +42,15 @@ Task = Annotated[Retail | Beir | XquadR | Sts | Mteb, Field(discriminator="task"
 
 ACCEPTED = (
     "`retail` (the embedded synthetic task), a BEIR folder (corpus.jsonl[.gz], queries.jsonl, qrels/test.tsv), "
-    "an XQuAD-R file (.json), sentence pairs (.csv of sentence1,sentence2,score), a folder of either by language, or `mteb:NAME`"
+    "an XQuAD-R file (.json), sentence pairs (.csv of sentence1,sentence2,score), a folder of either with one per language, or `mteb:NAME`"
 )
 
 
-def parse_task(text: str) -> Retail | Beir | XquadR | Sts | Mteb:
-    """A task by one word or path, as the command line's `--task` gives it; options that it cannot say stand in a recipe.
+def parse_task(text: str) -> Task:
+    """Read the command line's `--task`: a name or a path. All other options keep their defaults; to set them, use a recipe.
 
     Raises:
-        TaskError: nothing that is accepted; lists what is.
+        TaskError: `text` names no task; lists the accepted forms.
     """
     if text == "retail":
         return Retail()
@@ -58,12 +62,12 @@ def parse_task(text: str) -> Retail | Beir | XquadR | Sts | Mteb:
             return Beir.from_folder(path)
         suffixes = {file.suffix for file in path.iterdir()} & {".json", ".csv"}
         if len(suffixes) != 1:
-            raise TaskError(f"--task {text}: a folder without corpus.jsonl, nor of .json or .csv files alone; accepted are {ACCEPTED}")
+            raise TaskError(f"--task {text}: a folder with neither corpus.jsonl nor files of one type, .json or .csv; expected {ACCEPTED}")
         return XquadR(path=path) if suffixes == {".json"} else Sts(path=path)
     if not path.is_file():
-        raise TaskError(f"--task {text}: no such file or folder; accepted are {ACCEPTED}")
+        raise TaskError(f"--task {text}: no such file or folder; expected {ACCEPTED}")
     if path.suffix == ".json":
         return XquadR(path=path)
     if path.suffix == ".csv":
         return Sts(path=path)
-    raise TaskError(f"--task {text}: a {path.suffix or 'nameless'} file; accepted are {ACCEPTED}")
+    raise TaskError(f"--task {text}: a {path.suffix or 'extensionless'} file; expected {ACCEPTED}")

@@ -1,4 +1,4 @@
-"""What a task is: options that load texts with human judgments, and texts apart from them to calibrate on."""
+"""The base class of tasks, the data that they load, and what they share in reading and drawing texts."""
 
 import gzip
 import random
@@ -35,16 +35,16 @@ __all__ = [
 ]
 
 Gain = Literal["exponential", "linear"]
-"""What a grade g is worth in nDCG: 2**g - 1, or g."""
+"""The nDCG gain of a grade g: 2**g - 1, or g."""
 
 Ranking = Literal["judged", "full", "both"]
-"""What is ranked: each query's judged documents (a condensed list), the whole corpus, or both, the first of which judges."""
+"""What is ranked: each query's judged documents (a condensed list), the whole corpus, or both; with both, the verdict uses the first."""
 
-# A SQuAD or pair file is some megabytes; the bound keeps a hostile one out of memory.
+# SQuAD and pair files take a few megabytes; the limit keeps a hostile one out of memory.
 FILE_BYTES_MAX = 512 * 1024 * 1024
-# BEIR's longest documents stay far below; a longer line is no corpus, and reading it whole would fill memory.
+# Far above BEIR's longest document; without a limit, a file without line breaks would be read into memory whole.
 LINE_CHARACTERS_MAX = 16 * 1024 * 1024
-# Calibration draws some hundred texts: out of so many documents at most.
+# Calibration draws a few hundred texts, from a sample of this many documents.
 SAMPLED_DOCUMENTS = 200_000
 
 
@@ -53,18 +53,15 @@ class RetrievalData:
     """Queries, documents and graded judgments.
 
     Attributes:
-        name: `beir:chorus`, `retail`.
-        language: ISO 639-1, or `und` where unknown.
-        synthetic: made up, not collected; said wherever its figures appear.
-        queries: id to text, without any prompt.
-        documents: id to text, without any prompt.
-        relevance: query id to document id to grade (0 and up; a missing document is unjudged).
-        gain: what a grade is worth in nDCG.
-        ranking: what is ranked.
+        language: ISO 639-1 code, or `und` if unknown.
+        queries: id to text, without prompt.
+        documents: id to text, without prompt.
+        relevance: query id to document id to grade, 0 and up; a missing document is unjudged.
+        synthetic: generated, not collected; stated wherever its figures appear.
         relevant_from: the lowest grade that recall and reciprocal rank count as relevant.
-        without_itself: a document whose id is the query's own is not among its results, as where arguments answer arguments.
-        weight: of this task in the mean over tasks.
-        attribution: license and source, as its owners want them named.
+        without_itself: exclude the document that has the query's own id from its results (MTEB's `ignore_identical_ids`).
+        weight: weight in the mean over tasks.
+        attribution: license and source, in the owners' words.
     """
 
     name: str
@@ -82,22 +79,22 @@ class RetrievalData:
 
     @property
     def gains(self) -> Mapping[int, int]:
-        """Every grade that occurs, to its worth in nDCG."""
+        """Each grade that occurs, with its nDCG gain."""
         grades = {grade for judged in self.relevance.values() for grade in judged.values()}
         return {grade: 2**grade - 1 if self.gain == "exponential" else grade for grade in sorted(grades)}
 
     @cached_property
     def candidates(self) -> tuple[str, ...]:
-        """The documents that are embedded, in the order that document vectors keep: all, or only the judged ones."""
+        """Ids of the documents to embed, in the order of their vectors: all, or only the judged ones."""
         if self.ranking != "judged":
             return tuple(self.documents)
         judged = {document for query in self.rankable("judged") for document in self.relevance[query]}
         return tuple(document for document in self.documents if document in judged)
 
     def rankable(self, ranking: Literal["judged", "full"]) -> tuple[str, ...]:
-        """The queries that a ranking can be right or wrong about, in order.
+        """Ids of the queries that a ranking can be judged on, in order.
 
-        A judged pool of one grade throughout has no wrong order, and a query without a relevant document no right one.
+        Queries without a relevant document are left out; in a judged ranking, so are those whose documents all have the same grade.
         """
         kept = []
         for query in self.queries:
@@ -109,18 +106,7 @@ class RetrievalData:
 
 @dataclass(frozen=True)
 class PairData:
-    """Sentence pairs with human similarity scores.
-
-    Attributes:
-        name: `sts:stsb-en-test`.
-        language: ISO 639-1, or `und` where unknown.
-        first: a sentence a pair.
-        second: the other sentence, in the same order.
-        scores: the human score, in the same order; only its order counts.
-        synthetic: made up, not collected.
-        weight: of this task in the mean over tasks.
-        attribution: license and source.
-    """
+    """Sentence pairs with human similarity scores, of which only the order counts; the other attributes are as in `RetrievalData`."""
 
     name: str
     language: str
@@ -134,13 +120,7 @@ class PairData:
 
 @dataclass(frozen=True)
 class CalibrationTexts:
-    """Texts that resemble the task's and share none with its test.
-
-    Attributes:
-        queries: without prompt.
-        documents: without prompt.
-        note: what they are, for the record.
-    """
+    """Texts like the task's, without prompt, none of which is in its test. `note` says where they come from, for the record."""
 
     queries: tuple[str, ...]
     documents: tuple[str, ...]
@@ -148,22 +128,22 @@ class CalibrationTexts:
 
 
 class BaseTask(Frozen, ABC):
-    """A task's options. Subclasses add `task: Literal["name"]`, the tag of the union in `tasks/__init__.py`."""
+    """A task's options. A subclass adds `task: Literal["name"]`, the discriminator of the union `Task`."""
 
     weight: float = Field(
-        default=1.0, gt=0, allow_inf_nan=False, description="Its weight in the mean over tasks; its languages share it equally."
+        default=1.0, gt=0, allow_inf_nan=False, description="Weight in the mean over tasks, shared equally by the task's languages."
     )
 
     @property
     @abstractmethod
     def name(self) -> str:
-        """How records and tables call it."""
+        """The task's name in records and tables."""
 
     def parts(self) -> tuple["BaseTask", ...]:
-        """The task language by language, each a task that loads by itself; the task alone where it is in one language.
+        """One task for each language; the task itself if it has only one.
 
         Raises:
-            TaskError: nothing is there.
+            TaskError: the task has no files.
         """
         return (self,)
 
@@ -172,24 +152,24 @@ class BaseTask(Frozen, ABC):
         """Read the task.
 
         Raises:
-            TaskError: a file is missing or broken; says which line, what was found and what was wanted. Or the task has several
-                parts, each to be loaded by itself.
+            TaskError: a file is missing or malformed (names the line, what was found and what was expected), or the task has several
+                parts, which must be loaded one by one.
         """
 
     @abstractmethod
     def calibration_texts(self, n: int, seed: int = 0) -> CalibrationTexts:
-        """Draw at most `n` queries and `n` documents, none of which the test judges or asks.
+        """Draw at most `n` queries and `n` documents that are not in the test.
 
         Raises:
-            TaskError: the task has no texts to spare.
+            TaskError: every text of the task is in its test.
         """
 
 
 def load_tasks(tasks: Iterable[BaseTask]) -> list[RetrievalData | PairData]:
-    """Read tasks, each language of a task by itself; a task that is named twice is read once, with its first weight.
+    """Load tasks, language by language. Duplicates are loaded once, with the weight of the first.
 
     Raises:
-        TaskError: as `BaseTask.load`; or two different tasks have one name, so that their results could not be told apart.
+        TaskError: as for `BaseTask.load`, or two different tasks share a name, which would mix up their results.
     """
     loaded: dict[str, RetrievalData | PairData] = {}
     read: dict[str, BaseTask] = {}
@@ -200,17 +180,17 @@ def load_tasks(tasks: Iterable[BaseTask]) -> list[RetrievalData | PairData]:
             if read.get(part.name) == options:
                 continue
             if part.name in read:
-                raise TaskError(f"two different tasks are called {part.name}; rename the file or folder of one, or leave one out")
+                raise TaskError(f"two different tasks are called {part.name}; rename the file or folder of one, or remove one")
             read[part.name] = options
             loaded[part.name] = replace(part.load(), weight=task.weight / len(parts))
     return list(loaded.values())
 
 
 def calibrate_on_parts(parts: Sequence[BaseTask], n: int, seed: int) -> CalibrationTexts:
-    """Draw from every part in turn, so that each language has its share of the `n` queries and `n` documents.
+    """Draw at most `n` queries and `n` documents, an equal share from each part.
 
     Raises:
-        TaskError: a part has no texts to spare.
+        TaskError: every text of some part is in its test.
     """
     drawn = [part.calibration_texts(-(-n // len(parts)), seed) for part in parts]
 
@@ -223,95 +203,82 @@ def calibrate_on_parts(parts: Sequence[BaseTask], n: int, seed: int) -> Calibrat
 
 
 def spare_texts(data: RetrievalData, n: int, seed: int, where: str, queries: Iterable[str] = ()) -> CalibrationTexts:
-    """Unjudged documents, and queries that the test does not ask.
+    """Draw at most `n` unjudged documents, and at most `n` of `queries`, those of other splits.
 
-    Args:
-        data: the test.
-        n: how many of each at most.
-        seed: of the draw.
-        where: the task, for messages.
-        queries: of another split; where none is left, beginnings of unjudged documents stand in, as long as real queries are.
+    Without any, the first words of unjudged documents are used, cut to the length of real queries. `where` names the task in errors.
 
     Raises:
         TaskError: every document is judged.
     """
     judged = {normalize_text(data.documents[document]) for grades in data.relevance.values() for document in grades}
     asked = set(data.queries.values())
-    # Every text of a corpus larger than memory would not fit: a sample of ids stands for it.
+    # A corpus may be larger than memory: only a sample of its texts is read.
     names = list(data.documents)
-    sampled = random.Random(seed).sample(names, min(len(names), SAMPLED_DOCUMENTS))  # noqa: S311  # a draw, not a secret
+    sampled = random.Random(seed).sample(names, min(len(names), SAMPLED_DOCUMENTS))  # noqa: S311  # sampling, not cryptography
     chosen = set(sampled)
     unjudged = [text for text in (data.documents[name] for name in names if name in chosen) if normalize_text(text) not in judged]
     documents = draw(unjudged, n, seed, without=asked)
     if not documents:
-        raise TaskError(f"{where}: every document is judged, so none is left to calibrate on; name another task")
+        raise TaskError(f"{where}: every document is judged, so none is left to calibrate on; choose another task")
     note = f"{len(documents)} unjudged documents of {data.name}; "
     spare = draw(queries, n, seed, without=asked)
     if spare:
-        return CalibrationTexts(spare, documents, f"{note}{len(spare)} queries that the test does not ask")
+        return CalibrationTexts(spare, documents, f"{note}{len(spare)} queries that are not in the test")
     lengths = [len(query.split()) for query in data.queries.values()]
     spare = shorten_to_queries(unjudged, lengths, n, seed, without=asked | judged)
-    return CalibrationTexts(spare, documents, f"{note}no queries to spare: {len(spare)} beginnings of unjudged documents instead")
+    return CalibrationTexts(spare, documents, f"{note}no queries outside the test: first words of {len(spare)} unjudged documents")
 
 
 def normalize_text(text: str) -> str:
-    """Case and white space apart, two texts are the same text."""
+    """Fold case and white space, in which copies of a text may differ."""
     return " ".join(text.casefold().split())
 
 
 def draw(texts: Iterable[str], n: int, seed: int, *, without: Iterable[str] = ()) -> tuple[str, ...]:
-    """Draw at most `n` distinct texts that are not among `without`, in whatever case; a seed draws the same ones on any machine."""
+    """Draw at most `n` distinct texts that are not in `without`, ignoring case; the same seed draws the same texts on any machine."""
     excluded = {normalize_text(text) for text in without}
     pool = [text for text in dict.fromkeys(texts) if text.strip() and normalize_text(text) not in excluded]
-    return tuple(random.Random(seed).sample(pool, min(n, len(pool))))  # noqa: S311  # a draw, not a secret
+    return tuple(random.Random(seed).sample(pool, min(n, len(pool))))  # noqa: S311  # sampling, not cryptography
 
 
 def shorten_to_queries(texts: Sequence[str], lengths: Sequence[int], n: int, seed: int, *, without: Iterable[str]) -> tuple[str, ...]:
-    """Stand in for queries with the beginnings of documents, as many words long as real queries are.
-
-    Args:
-        texts: documents.
-        lengths: word counts of the real queries; one is drawn for each text.
-        n: how many at most.
-        seed: of both draws.
-        without: texts that must not come out, the test's queries.
-    """
-    generator = random.Random(seed)  # noqa: S311  # a draw, not a secret
+    """Draw at most `n` substitutes for queries: the first words of documents, as many as a real query has (`lengths`)."""
+    generator = random.Random(seed)  # noqa: S311  # sampling, not cryptography
     return draw((" ".join(text.split()[: generator.choice(lengths)]) for text in texts), n, seed, without=without)
 
 
-def files_of(path: Path, suffix: str, wanted: str) -> tuple[Path, ...]:
-    """A folder's files of that suffix in order of name; the path alone where it is no folder.
+def files_of(path: Path, suffix: str, expected: str) -> tuple[Path, ...]:
+    """The files of a folder that have this suffix, sorted by name; the path itself if it is not a folder.
 
     Raises:
-        TaskError: the folder has none.
+        TaskError: the folder has no such file.
     """
     if not path.is_dir():
         return (path,)
     found = tuple(sorted(file for file in path.iterdir() if file.suffix == suffix and file.is_file()))
     if not found:
-        raise TaskError(f"{path}: holds no {suffix} file; {wanted} is wanted")
+        raise TaskError(f"{path}: contains no {suffix} file; expected {expected}")
     return found
 
 
-def read_text(path: Path, wanted: str) -> str:
-    """Read a whole small file.
+def read_text(path: Path, expected: str) -> str:
+    """Read a small file whole.
 
     Raises:
-        TaskError: missing, too large or not UTF-8; says what the file should be.
+        TaskError: the file is missing, too large or not UTF-8; says what it should hold.
     """
     try:
         if path.stat().st_size > FILE_BYTES_MAX:
-            raise TaskError(f"{path}: larger than {FILE_BYTES_MAX} bytes; {wanted} is wanted")
+            raise TaskError(f"{path}: larger than {FILE_BYTES_MAX} bytes; expected {expected}")
         return path.read_text(encoding="utf-8")
     except OSError as error:
-        raise TaskError(f"{path}: {error.strerror}; {wanted} is wanted") from error
+        raise TaskError(f"{path}: {error.strerror}; expected {expected}") from error
     except UnicodeDecodeError as error:
-        raise TaskError(f"{path}: not UTF-8 at byte {error.start}; {wanted} is wanted") from error
+        raise TaskError(f"{path}: not UTF-8 at byte {error.start}; expected {expected}") from error
 
 
 def open_lines(path: Path) -> TextIO:
-    """Open a UTF-8 text file, gzipped where its name ends in .gz, to be read by the line."""
+    """Open a UTF-8 text file for reading line by line; a name that ends in .gz means gzip."""
     if path.suffix == ".gz":
         return gzip.open(path, "rt", encoding="utf-8")
     return path.open(encoding="utf-8")

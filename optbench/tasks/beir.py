@@ -1,8 +1,8 @@
 """Retrieval tasks in the BEIR folder layout, plain or gzipped.
 
-    corpus.jsonl[.gz]         {"_id", "title", "text"} a line
-    queries.jsonl[.gz]        {"_id", "text"} a line
-    qrels/<split>.tsv[.gz]    query-id, corpus-id, score, with a header line
+    corpus.jsonl[.gz]         {"_id", "title", "text"} on each line
+    queries.jsonl[.gz]        {"_id", "text"} on each line
+    qrels/<split>.tsv[.gz]    query-id, corpus-id, score, tab-separated, with a header line
 
 Source: Thakur et al. 2021, "BEIR", arXiv:2104.08663.
 """
@@ -21,31 +21,33 @@ from optbench.tasks.spool import keep_texts
 
 __all__ = ["Beir"]
 
-# 2**30 - 1 is the largest exponential gain that trec_eval's int holds.
+# 2**30 - 1 is the largest exponential gain that fits trec_eval's int.
 GRADE_MAX = 30
+
+EXPECTED = f"query-id, corpus-id and a whole score of at most {GRADE_MAX}, tab-separated, on each line"
 
 
 class Beir(BaseTask):
     """A retrieval task in the BEIR layout."""
 
     task: Literal["beir"] = "beir"
-    path: Path = Field(description="The folder that holds corpus.jsonl, queries.jsonl and qrels/.")
-    split: str = Field(default="test", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Which qrels file judges.")
-    text: Literal["title", "text", "title text"] = Field(default="title text", description="The fields that make up a document's text.")
+    path: Path = Field(description="The folder with corpus.jsonl, queries.jsonl and qrels/.")
+    split: str = Field(default="test", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name of the qrels file, without .tsv.")
+    text: Literal["title", "text", "title text"] = Field(default="title text", description="Fields that make up a document's text.")
     ranking: Ranking = Field(default="full", description="Rank the judged documents of each query, the full corpus, or both.")
-    gain: Gain = Field(default="linear", description="nDCG's worth of a grade g: g as BEIR has it, or 2**g - 1.")
+    gain: Gain = Field(default="linear", description="nDCG gain of a grade g: linear, g, as in BEIR; exponential, 2**g - 1.")
     relevant_from: int = Field(default=1, ge=1, le=GRADE_MAX, description="Lowest grade that recall and MRR count as relevant.")
-    language: str = Field(default="und", pattern=r"^[a-z]{2,3}$", description="ISO 639 code of the texts; und for unknown.")
+    language: str = Field(default="und", pattern=r"^[a-z]{2,3}$", description="ISO 639 code of the texts; und if unknown.")
 
     @classmethod
     def from_folder(cls, path: Path) -> Self:
-        """The options that fit a folder's test judgments.
+        """Choose the options from a folder's test judgments.
 
-        Where some grade is 0, judges looked at whole pools, as product search does: titles, condensed lists, and
-        exponential gain for graded ones. Where only relevant documents are listed, as in most of BEIR: its own defaults.
+        A grade of 0 shows that whole pools were judged, as in product search: rank titles within each query's judged documents, with
+        exponential gain if grades exceed 1. Otherwise, only relevant documents are listed, as in most of BEIR: keep the defaults.
 
         Raises:
-            TaskError: qrels/test.tsv is missing or broken.
+            TaskError: qrels/test.tsv is missing or malformed.
         """
         task = cls(path=path)
         grades = {grade for judged in task._judgments().values() for grade in judged.values()}
@@ -55,14 +57,16 @@ class Beir(BaseTask):
 
     @property
     def name(self) -> str:
-        """`beir:` and the folder's name."""
+        """`beir:` and the name of the folder."""
         return f"beir:{self.path.resolve().name}"
 
     def load(self) -> RetrievalData:
-        """Read corpus, queries and judgments; judgments of unknown queries or documents are errors.
+        """Read corpus, queries and judgments.
 
-        Negative grades, which some TREC collections give to spam, count as 0. Documents without any text in the chosen
-        fields are left out unless they are judged, which is an error.
+        Negative grades, which some TREC collections give to spam, count as 0. Documents without text in the chosen fields are left out.
+
+        Raises:
+            TaskError: a file is missing or malformed, or a judged query or document has no text.
         """
         all_queries = {record["_id"]: record["text"] for record in _read_records(self.path, "queries", ("_id", "text"))}
         documents = keep_texts((document, text) for document, text in self._documents() if text)
@@ -70,11 +74,12 @@ class Beir(BaseTask):
         qrels = self.path / "qrels" / f"{self.split}.tsv"
         for query, judged in relevance.items():
             if query not in all_queries:
-                raise TaskError(f"{qrels}: judges query {query!r}, which queries.jsonl lacks; add it, or name another split")
+                raise TaskError(f"{qrels}: judges query {query!r}, which is not in queries.jsonl; add it, or choose another split")
             missing = next((document for document in judged if document not in documents), None)
             if missing is not None:
                 raise TaskError(
-                    f"{qrels}: judges document {missing!r} for query {query!r}, but corpus.jsonl has no text for it in {self.text!r}"
+                    f"{qrels}: judges document {missing!r} for query {query!r}, but corpus.jsonl has no text for it in {self.text!r}; "
+                    "add it, or choose other fields (text)"
                 )
         return RetrievalData(
             name=self.name,
@@ -88,9 +93,9 @@ class Beir(BaseTask):
         )
 
     def calibration_texts(self, n: int, seed: int = 0) -> CalibrationTexts:
-        """Unjudged documents, and queries that this split does not ask.
+        """Draw unjudged documents, and queries of other splits.
 
-        Where the folder has none of the latter, beginnings of unjudged documents stand in, as long as real queries are.
+        If there are no other queries, the first words of unjudged documents are used, cut to the length of real queries.
         """
         data = self.load()
         others = (record["text"] for record in _read_records(self.path, "queries", ("_id", "text")) if record["_id"] not in data.queries)
@@ -109,11 +114,11 @@ class Beir(BaseTask):
             with open_lines(path) as file:
                 lines = file.read().splitlines()
         except UnicodeDecodeError as error:
-            raise TaskError(f"{path}: not UTF-8 at byte {error.start}; tab-separated query-id, corpus-id, score wanted") from error
+            raise TaskError(f"{path}: not UTF-8 at byte {error.start}; expected {EXPECTED}") from error
         except (OSError, EOFError, zlib.error) as error:
             found = ", ".join(sorted({file.name.partition(".tsv")[0] for file in (self.path / "qrels").glob("*.tsv*")})) or "none"
-            said = error.strerror if isinstance(error, OSError) and error.strerror else error
-            raise TaskError(f"{path}: {said}; splits that are there: {found}") from error
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+            raise TaskError(f"{path}: {reason}; available splits: {found}") from error
         relevance: dict[str, dict[str, int]] = {}
         for number, line in enumerate(lines, 1):
             cells = line.split("\t")
@@ -124,20 +129,20 @@ class Beir(BaseTask):
             try:
                 query, document, grade = cells[0], cells[1], int(cells[2])
             except (IndexError, ValueError) as error:
-                raise TaskError(f"{path}:{number}: found {line!r}; query-id, corpus-id and a whole score, tab-separated, wanted") from error
+                raise TaskError(f"{path}:{number}: found {line!r}; expected {EXPECTED}") from error
             if len(cells) != 3 or grade > GRADE_MAX:
-                raise TaskError(f"{path}:{number}: found {line!r}; three cells and a score of at most {GRADE_MAX} wanted")
+                raise TaskError(f"{path}:{number}: found {line!r}; expected {EXPECTED}")
             relevance.setdefault(query, {})[document] = max(grade, 0)
         if not relevance:
-            raise TaskError(f"{path}: holds no judgments; query-id, corpus-id and score a line wanted")
+            raise TaskError(f"{path}: contains no judgments; expected {EXPECTED}")
         return relevance
 
 
-def _read_records(folder: Path, stem: str, wanted: tuple[str, ...]) -> Iterator[dict[str, Any]]:
-    """The objects of `<stem>.jsonl` or `<stem>.jsonl.gz`, one a line, each with string values for the `wanted` keys."""
+def _read_records(folder: Path, stem: str, keys: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+    """Yield the objects of `<stem>.jsonl` or `<stem>.jsonl.gz`, one per line, each with a string for every key of `keys`."""
     path = next((path for path in (folder / f"{stem}.jsonl", folder / f"{stem}.jsonl.gz") if path.is_file()), None)
     if path is None:
-        raise TaskError(f"{folder}: has neither {stem}.jsonl nor {stem}.jsonl.gz; a BEIR folder holds corpus, queries and qrels/")
+        raise TaskError(f"{folder}: has neither {stem}.jsonl nor {stem}.jsonl.gz; a BEIR folder has corpus, queries and qrels/")
     seen: set[str] = set()
     number = 0
     try:
@@ -147,13 +152,13 @@ def _read_records(folder: Path, stem: str, wanted: tuple[str, ...]) -> Iterator[
                 if not line.strip():
                     continue
                 record = json.loads(line)
-                if not isinstance(record, dict) or not all(isinstance(record.get(key), str) for key in wanted):
-                    raise TaskError(f"{path}:{number}: found {line.strip()[:80]!r}; an object with text for {' and '.join(wanted)} wanted")
+                if not isinstance(record, dict) or not all(isinstance(record.get(key), str) for key in keys):
+                    raise TaskError(f"{path}:{number}: found {line.strip()[:80]!r}; expected an object with {' and '.join(keys)}")
                 if record["_id"] in seen:
-                    raise TaskError(f"{path}:{number}: _id {record['_id']!r} is there twice; make the ids unique")
+                    raise TaskError(f"{path}:{number}: duplicate _id {record['_id']!r}; make the ids unique")
                 seen.add(record["_id"])
                 yield record
-    except ValueError as error:  # broken JSON or UTF-8
-        raise TaskError(f"{path}:{number}: {error}; one JSON object a line wanted") from error
-    except (OSError, EOFError, zlib.error) as error:  # gzip says a bad or cut file by these
-        raise TaskError(f"{path}:{number}: cannot be read: {error}; fetch the file anew") from error
+    except ValueError as error:  # malformed JSON or UTF-8
+        raise TaskError(f"{path}:{number}: {error}; expected one JSON object on each line") from error
+    except (OSError, EOFError, zlib.error) as error:  # what gzip raises for a damaged or truncated file
+        raise TaskError(f"{path}:{number}: cannot be read: {error}; download the file again") from error

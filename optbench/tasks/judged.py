@@ -1,4 +1,4 @@
-"""What tasks ask and judge, so that nothing is trained on it."""
+"""The test texts of tasks, which training and calibration must avoid."""
 
 import hashlib
 import json
@@ -12,11 +12,11 @@ __all__ = ["JudgedTexts", "judged_texts"]
 
 @dataclass(frozen=True)
 class JudgedTexts:
-    """Test texts, in the form that `normalize_text` gives, to the task each is of.
+    """Test texts, normalized by `normalize_text`, each with the name of its task.
 
     Attributes:
-        queries: what is asked, and both sentences of a pair.
-        documents: what is judged, relevant or not; the rest of a corpus is no test text.
+        queries: queries, and both sentences of each pair.
+        documents: judged documents, relevant or not; unjudged documents are not test texts.
     """
 
     queries: Mapping[str, str] = field(default_factory=dict)
@@ -24,24 +24,20 @@ class JudgedTexts:
 
     @property
     def sha256(self) -> str:
-        """Hash of the texts, whichever tasks they are of."""
+        """Hash of the texts, independent of the names of the tasks."""
         return hashlib.sha256(json.dumps([sorted(self.queries), sorted(self.documents)]).encode()).hexdigest()
 
     def find_query(self, text: str) -> str | None:
-        """The task that asks `text`; None where none does."""
+        """The task that has `text` as a query, or None."""
         return self.queries.get(normalize_text(text))
 
     def find(self, text: str) -> str | None:
-        """The task that asks or judges `text`; None where none does."""
+        """The task that has `text` as a query or judged document, or None."""
         return self.find_query(text) or self.documents.get(normalize_text(text))
 
 
 def judged_texts(tasks: Iterable[BaseTask]) -> JudgedTexts:
-    """The test texts of tasks, all their languages, which are read for it.
-
-    Raises:
-        TaskError: a task's file is missing or broken.
-    """
+    """Load tasks in all their languages, as `load_tasks` does, and collect their test texts."""
     queries: dict[str, str] = {}
     documents: dict[str, str] = {}
     for data in load_tasks(tasks):

@@ -1,7 +1,7 @@
-"""Tasks of the Massive Text Embedding Benchmark, by name, read by the mteb library's own loaders.
+"""Tasks of the Massive Text Embedding Benchmark (MTEB), read by the mteb library's own loaders.
 
-Retrieval and reranking tasks rank documents, STS tasks correlate pairs; the other kinds (classification, clustering and so on)
-train something on the vectors and have no value per query to pair two models by.
+Retrieval, reranking and STS tasks are supported. The other types (classification, clustering and so on) train a model on the vectors
+and give no value per query, so two models cannot be compared query by query.
 
 Source: Muennighoff et al. 2023, "MTEB", arXiv:2210.07316; Enevoldsen et al. 2025, "MMTEB", arXiv:2502.13595.
 """
@@ -22,25 +22,25 @@ ROWS = 1000
 
 
 class Mteb(BaseTask):
-    """A task of MTEB. Needs the extra: `pip install 'optbench[mteb]'`, and the hub or its cache for the texts."""
+    """An MTEB task. Needs `pip install 'optbench[mteb]'`, and the Hugging Face hub or its cache for the texts."""
 
     task: Literal["mteb"] = "mteb"
-    mteb_name: str = Field(min_length=1, max_length=200, description="The task's name in mteb, such as NFCorpus or STS17.")
+    mteb_name: str = Field(min_length=1, max_length=200, description="The task's name in MTEB, such as NFCorpus or STS17.")
     subsets: tuple[str, ...] | None = Field(
-        default=None, min_length=1, description="Which of the task's subsets, mostly languages, such as en-en; all of them when left out."
+        default=None, min_length=1, description="Subsets of the task, mostly languages such as en-en; by default all."
     )
-    split: str | None = Field(default=None, description="test, or the task's first evaluation split, when left out.")
+    split: str | None = Field(default=None, description="By default test, or the first evaluation split of a task without test.")
 
     @property
     def name(self) -> str:
-        """`mteb:` and the task's name, with the subset where there is one."""
+        """`mteb:` and the task's name, followed by the subset if only one is chosen."""
         return f"mteb:{self.mteb_name}" + (f":{self.subsets[0]}" if self.subsets and len(self.subsets) == 1 else "")
 
     def parts(self) -> tuple["Mteb", ...]:
-        """One task a subset.
+        """One task for each subset.
 
         Raises:
-            TaskError: mteb is missing, or knows no such task or subset.
+            TaskError: mteb is not installed, or has no such task or subset.
         """
         known = self._described.metadata.hf_subsets
         if self.subsets is None and len(known) == 1:
@@ -51,60 +51,60 @@ class Mteb(BaseTask):
         """Read one subset.
 
         Raises:
-            TaskError: mteb is missing or cannot read the task, the task is of another kind, or has several subsets.
+            TaskError: mteb is not installed or cannot read the task, the type is not supported, or the task has several subsets.
         """
         from mteb.abstasks import AbsTaskRetrieval, AbsTaskSTS
 
         described = self._described
         metadata = described.metadata
         if not isinstance(described, AbsTaskRetrieval | AbsTaskSTS):
-            raise TaskError(f"{self.name}: is a {metadata.type} task; retrieval, reranking and STS tasks can be measured query by query")
-        wanted = self.subsets or tuple(metadata.hf_subsets)
-        if len(wanted) != 1:
-            raise TaskError(f"{self.name}: has {len(wanted)} subsets ({', '.join(wanted)}); load them one by one")
-        subset = wanted[0]
+            raise TaskError(f"{self.name}: is a {metadata.type} task; choose a retrieval, reranking or STS task")
+        subsets = self.subsets or tuple(metadata.hf_subsets)
+        if len(subsets) != 1:
+            raise TaskError(f"{self.name}: has {len(subsets)} subsets ({', '.join(subsets)}); load them one by one")
+        subset = subsets[0]
         split = self.split or ("test" if "test" in metadata.eval_splits else metadata.eval_splits[0])
         task = _find(self.mteb_name, eval_splits=[split], hf_subsets=[subset] if metadata.is_multilingual else None)
         try:
             task.load_data()
             if isinstance(task, AbsTaskRetrieval):
                 task.convert_v1_dataset_format_to_v2(num_proc=None)
-            # Tasks in one language are not always kept by subset.
+            # STS tasks in one language have no level for the subset.
             rows: Any = task.dataset[subset] if metadata.is_multilingual or isinstance(task, AbsTaskRetrieval) else task.dataset
             rows = rows[split]
         except Exception as error:
-            # Loaders raise what the hub, the file system and the data set's own form give them.
+            # Loaders pass on any error of the hub, the file system and the data set.
             raise TaskError(
                 f"{self.name}: mteb cannot read split {split!r}: {type(error).__name__}: {str(error)[:300]}; "
-                "its data set must be in the Hugging Face cache, or the hub reachable"
+                "make the hub reachable, or put its data set into the Hugging Face cache"
             ) from error
         codes = dict.fromkeys(code.split("-")[0] for code in metadata.hf_subsets_to_langscripts.get(subset, ()))
         language = "-".join(codes) or "und"
         return self._pairs(task, rows, language) if isinstance(task, AbsTaskSTS) else self._retrieval(task, rows, language)
 
     def calibration_texts(self, n: int, seed: int = 0) -> CalibrationTexts:
-        """Documents that the test does not judge, and beginnings of such documents as long as real queries are.
+        """Draw unjudged documents, and as queries the first words of such documents, cut to the length of real queries.
 
         Raises:
-            TaskError: an STS task, all of whose sentences are judged, or a corpus without an unjudged document.
+            TaskError: the task is an STS task, in which every sentence is judged, or has no unjudged document.
         """
         parts = self.parts()
         if len(parts) > 1:
             return calibrate_on_parts(parts, n, seed)
         data = self.load()
         if isinstance(data, PairData):
-            raise TaskError(f"{self.name}: every sentence of an STS task is judged, so none is left to calibrate on; name another task")
+            raise TaskError(f"{self.name}: every sentence of an STS task is judged, so none is left to calibrate on; choose another task")
         return spare_texts(data, n, seed, self.name)
 
     @cached_property
     def _described(self) -> Any:
-        """The task as mteb describes it, no data read."""
+        """The task object of mteb, before any data is read."""
         task = _find(self.mteb_name)
         if task.metadata.dataset.get("trust_remote_code"):
-            raise TaskError(f"{self.name}: its data set runs code of its own to load, which optbench does not; name another task")
+            raise TaskError(f"{self.name}: its data set needs hub code (trust_remote_code), which optbench does not run; choose another")
         unknown = [subset for subset in self.subsets or () if subset not in task.metadata.hf_subsets]
         if unknown:
-            raise TaskError(f"{self.name}: has no subset {', '.join(unknown)}; it has {', '.join(task.metadata.hf_subsets)}")
+            raise TaskError(f"{self.name}: has no subset {', '.join(unknown)}; choose from {', '.join(task.metadata.hf_subsets)}")
         return task
 
     def _retrieval(self, task: Any, rows: Mapping[str, Any], language: str) -> RetrievalData:
@@ -116,14 +116,14 @@ class Mteb(BaseTask):
         }
         candidates = rows.get("top_ranked")
         if candidates:
-            # Reranking: each query has its own candidates, and those that nobody judged relevant are not.
+            # Reranking: each query has its own candidates; a candidate without a judgment counts as irrelevant.
             relevance = {
                 query: dict.fromkeys(candidates[query], 0) | {document: judged.get(document, 0) for document in candidates[query]}
                 for query, judged in relevance.items()
                 if query in candidates
             }
         documents = keep_texts(_documents(rows["corpus"]))
-        # A judged document that the corpus lacks can never be found: the score pays for it, as mteb's own does.
+        # As in mteb, a relevant document that is missing from the corpus lowers the score.
         return RetrievalData(
             name=self.name,
             language=language,
@@ -139,13 +139,13 @@ class Mteb(BaseTask):
     def _queries(self, rows: Any) -> Iterator[tuple[str, str]]:
         for row in _batched(rows):
             if not isinstance(row["text"], str):
-                raise TaskError(f"{self.name}: query {row['id']!r} is a conversation, not a text; name another task")
+                raise TaskError(f"{self.name}: query {row['id']!r} is a conversation, not a text; choose another task")
             yield str(row["id"]), f"{row['text']} {row.get('instruction') or ''}".strip()
 
     def _pairs(self, task: Any, rows: Any, language: str) -> PairData:
         first, second = task.column_names
         if not isinstance(first, str) or not isinstance(second, str):
-            raise TaskError(f"{self.name}: compares {task.modalities}, not texts; name another task")
+            raise TaskError(f"{self.name}: compares {task.modalities}, not texts; choose another task")
         return PairData(
             name=self.name,
             language=language,
@@ -157,19 +157,19 @@ class Mteb(BaseTask):
 
 
 def _find(name: str, **options: Any) -> Any:
-    """Mteb's own task object."""
+    """The task object of mteb."""
     try:
         import mteb
     except ImportError as error:
-        raise TaskError(f"mteb:{name}: the mteb library is missing ({error}); pip install 'optbench[mteb]'") from error
+        raise TaskError(f"mteb:{name}: mteb is not installed ({error}); pip install 'optbench[mteb]'") from error
     try:
         return mteb.get_task(name, **options)
     except KeyError as error:
-        raise TaskError(f"mteb:{name}: mteb knows no such task: {error.args[0]}") from error
+        raise TaskError(f"mteb:{name}: mteb has no such task: {error.args[0]}") from error
 
 
 def _batched(rows: Any) -> Iterator[dict[str, Any]]:
-    """A data set row by row, read in batches: single rows take ten times as long."""
+    """Yield the rows of a data set, read in batches, which is ten times as fast as reading single rows."""
     for start in range(0, len(rows), ROWS):
         columns = rows[start : start + ROWS]
         for values in zip(*columns.values(), strict=True):
@@ -177,7 +177,7 @@ def _batched(rows: Any) -> Iterator[dict[str, Any]]:
 
 
 def _documents(rows: Any) -> Iterator[tuple[str, str]]:
-    """Id and text of each document, its title in front as mteb joins them."""
+    """Yield the id and text of each document, the title in front as in mteb."""
     for row in _batched(rows):
         text = f"{row.get('title') or ''} {row['text']}".strip()
         if text:

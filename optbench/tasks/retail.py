@@ -1,8 +1,8 @@
-"""The embedded retail task: synthetic, small, and there without a download.
+"""The built-in retail task: small, synthetic, available without a download.
 
-Products, queries and grades come from a hand-written catalog through `bench/make_retail_task.py`, which rebuilds
-`data/retail.json` byte for byte. It tells a model that works from one that a step has broken, with enough queries to judge a
-loss of 1 %. It says nothing of a model's worth in a real shop: that takes a shop's own judgments (`task: beir`).
+`bench/make_retail_task.py` generates products, queries and grades from a hand-written catalog; it rebuilds `data/retail.json` byte for
+byte. The task distinguishes a working model from one that a step has damaged, with enough queries to judge a loss of 1 %. To know
+how well a model serves a real shop, use that shop's own judgments (`task: beir`).
 """
 
 import json
@@ -17,7 +17,7 @@ __all__ = ["Retail"]
 
 
 class Retail(BaseTask):
-    """The embedded synthetic retail task."""
+    """The built-in synthetic retail task."""
 
     task: Literal["retail"] = "retail"
     ranking: Ranking = Field(default="judged", description="Rank each query's judged products, the full catalog, or both.")
@@ -28,10 +28,10 @@ class Retail(BaseTask):
         return "retail"
 
     def load(self) -> RetrievalData:
-        """The task: English queries and product titles, grades 0 to 3.
+        """Read English queries and product titles with grades 0 to 3.
 
-        3 meets the query; 2 is the right kind of product and meets one of two constraints; 1 meets none, or is a substitute; 0 is
-        something else, often from the same aisle or with the query's own words in its title.
+        3: meets the query. 2: the right kind of product, meets one of two constraints. 1: meets neither, or is a substitute. 0: another
+        kind of product, often from the same aisle or with words of the query in its title.
         """
         content = _read_data()
         queries = {f"q{number}": entry["text"] for number, entry in enumerate(content["queries"])}
@@ -53,7 +53,7 @@ class Retail(BaseTask):
         )
 
     def calibration_texts(self, n: int, seed: int = 0) -> CalibrationTexts:
-        """Queries and titles of product types that the test does not have."""
+        """Draw queries and titles of product types that are not in the test."""
         split = _read_data()["calibration"]
         queries, documents = draw(split["queries"], n, seed), draw(split["products"], n, seed)
         note = f"{len(queries)} queries and {len(documents)} titles of the retail task's calibration split (synthetic, other product types)"

@@ -1,4 +1,4 @@
-"""Texts of a corpus by id: in memory while they are few, in a temporary file once they are many."""
+"""Texts of a corpus by id: small corpora in memory, large ones in a temporary file."""
 
 import os
 import tempfile
@@ -11,21 +11,21 @@ from optbench.errors import TaskError
 
 __all__ = ["SpooledTexts", "keep_texts"]
 
-# A corpus of this much text, 300,000 product titles, takes about 100 MB as Python strings.
+# This much text, 300,000 product titles, takes about 100 MB as Python strings.
 MEMORY_BYTES = 32 * 1024 * 1024
 
 
 class SpooledTexts(Mapping[str, str]):
-    """Ids in memory, about 150 bytes each, and texts in a file without a name, which goes when this does.
+    """A mapping with its ids in memory, about 150 bytes each, and its texts in an anonymous file, deleted with the mapping.
 
-    The file lies where Python's `tempfile` puts it: set TMPDIR to a folder on a disk where /tmp is kept in memory.
+    Python's `tempfile` chooses the folder: if /tmp is in memory, set TMPDIR to a folder on disk.
     """
 
     def __init__(self, texts: Iterable[tuple[str, str]]) -> None:
-        """Write all texts; of an id that comes twice, the later one counts.
+        """Write all texts; of a duplicate id, the last text counts.
 
         Raises:
-            TaskError: the file cannot be written, most likely because the disk is full.
+            TaskError: the file cannot be written, usually because the disk is full.
         """
         self._rows: dict[str, int] = {}
         self._ends = array("q", [0])
@@ -41,8 +41,8 @@ class SpooledTexts(Mapping[str, str]):
         except OSError as error:
             folder = tempfile.gettempdir()
             raise TaskError(
-                f"{folder}: {error.strerror}: a corpus of {len(self._rows)} texts and more needs a temporary file; free some space there, "
-                "or set TMPDIR to a folder with more"
+                f"{folder}: {error.strerror}: a temporary file is needed for a corpus of more than {len(self._rows)} texts; "
+                "free space there, or set TMPDIR to a folder with more"
             ) from error
 
     def __getitem__(self, name: str) -> str:
@@ -58,7 +58,7 @@ class SpooledTexts(Mapping[str, str]):
 
 
 def keep_texts(texts: Iterable[tuple[str, str]], memory_bytes: int = MEMORY_BYTES) -> Mapping[str, str]:
-    """Texts by id: a dictionary up to `memory_bytes` of text, else in a temporary file."""
+    """Keep texts by id: in a dictionary up to `memory_bytes` of text, else in a temporary file."""
     held: dict[str, str] = {}
     size = 0
     remaining = iter(texts)

@@ -1,4 +1,4 @@
-"""Semantic textual similarity: does the cosine order sentence pairs as people do (Spearman's rank correlation)?"""
+"""Semantic textual similarity (STS): Spearman's rank correlation between cosines and human scores of sentence pairs."""
 
 import csv
 import io
@@ -14,28 +14,28 @@ from optbench.tasks.base import BaseTask, CalibrationTexts, PairData, files_of, 
 
 __all__ = ["Sts"]
 
-WANTED = "a CSV of sentence1,sentence2,score"
+EXPECTED = "a CSV of sentence1,sentence2,score"
 
 
 class Sts(BaseTask):
-    """Sentence pairs with human scores, from a CSV file with or without a header."""
+    """An STS task from a CSV file, with or without a header."""
 
     task: Literal["sts"] = "sts"
-    path: Path = Field(description="A CSV file of sentence1,sentence2,score, or a folder of them by language.")
+    path: Path = Field(description="A CSV file of sentence1,sentence2,score, or a folder of them, one a language.")
 
     @property
     def name(self) -> str:
-        """`sts:` and the file's stem."""
+        """`sts:` and the stem of the file name."""
         return f"sts:{self.path.stem}"
 
     def parts(self) -> tuple["Sts", ...]:
-        """One task a file."""
-        return tuple(self.model_copy(update={"path": path}) for path in files_of(self.path, ".csv", WANTED))
+        """One task for each file."""
+        return tuple(self.model_copy(update={"path": path}) for path in files_of(self.path, ".csv", EXPECTED))
 
     def load(self) -> PairData:
-        """Read the pairs; a first line whose score is no number is the header."""
+        """Read the pairs; a first line whose score is not a number is the header."""
         rows: list[tuple[str, str, float]] = []
-        reader = csv.reader(io.StringIO(read_text(self.path, WANTED), newline=""), strict=True)
+        reader = csv.reader(io.StringIO(read_text(self.path, EXPECTED), newline=""), strict=True)
         try:
             for cells in reader:
                 if not cells:
@@ -44,19 +44,19 @@ class Sts(BaseTask):
                 if score is None and reader.line_num == 1:
                     continue
                 if len(cells) != 3 or score is None:
-                    raise TaskError(f"{self.path}:{reader.line_num}: found {cells!r:.120}; {WANTED} is wanted")
+                    raise TaskError(f"{self.path}:{reader.line_num}: found {cells!r:.120}; expected {EXPECTED}")
                 rows.append((cells[0], cells[1], score))
         except csv.Error as error:
-            raise TaskError(f"{self.path}:{reader.line_num}: {error}; {WANTED} is wanted") from error
+            raise TaskError(f"{self.path}:{reader.line_num}: {error}; expected {EXPECTED}") from error
         if len({score for _, _, score in rows}) < 2:
-            raise TaskError(f"{self.path}: {len(rows)} pairs with fewer than two different scores cannot be ranked; {WANTED} is wanted")
+            raise TaskError(f"{self.path}: {len(rows)} pairs with fewer than two different scores cannot be ranked; expected {EXPECTED}")
         language = re.search(r"(?:^|[-_.])([a-z]{2})(?:[-_.]|$)", self.path.stem)
         first, second, scores = zip(*rows, strict=True)
         return PairData(name=self.name, language=language[1] if language else "und", first=first, second=second, scores=scores)
 
     def calibration_texts(self, n: int, seed: int = 0) -> CalibrationTexts:
-        """Refused: every sentence of the file is in the test."""
-        raise TaskError(f"{self.path}: every sentence of an STS file is judged, so none is left to calibrate on; name another task")
+        """Not supported: every sentence of the file is in the test."""
+        raise TaskError(f"{self.path}: every sentence of an STS file is judged, so none is left to calibrate on; choose another task")
 
 
 def _parse_score(cell: str) -> float | None:

@@ -1,8 +1,7 @@
-"""XQuAD-R: find the sentence that answers a question, among all sentences of all paragraphs.
+"""XQuAD-R: retrieve the sentence that answers a question from all sentences of all paragraphs.
 
-The candidates are the sentences as the file's own `sentence_breaks` cut them (1,180 for English), each embedded alone; the
-one in which the answer starts is relevant (grade 1), and every candidate is ranked. An encoder that sees the whole paragraph
-beside the sentence, as in the paper's dual encoders, scores higher.
+The file's `sentence_breaks` split paragraphs into sentences (1,180 for English), each embedded alone. The sentence in which the answer
+starts is relevant (grade 1); all sentences are ranked. The paper's dual encoders also see the paragraph, and score higher.
 
 Source: Roy et al. 2020, "LAReQA: Language-agnostic answer retrieval from a multilingual pool", arXiv:2004.05484.
 """
@@ -19,29 +18,26 @@ from optbench.tasks.base import BaseTask, CalibrationTexts, RetrievalData, calib
 
 __all__ = ["XquadR"]
 
-WANTED = "SQuAD JSON whose paragraphs have sentence_breaks, as XQuAD-R's files do"
+EXPECTED = "SQuAD JSON whose paragraphs have sentence_breaks, as in XQuAD-R"
 
 
 class XquadR(BaseTask):
-    """Answer-sentence retrieval from one XQuAD-R file."""
+    """Answer-sentence retrieval from XQuAD-R files."""
 
     task: Literal["xquadr"] = "xquadr"
-    path: Path = Field(description="A SQuAD JSON file with sentence_breaks, such as XQuAD-R's en.json, or a folder of them by language.")
+    path: Path = Field(description="A SQuAD JSON file with sentence_breaks, such as XQuAD-R's en.json, or a folder with one per language.")
 
     @property
     def name(self) -> str:
-        """`xquadr:` and the file's stem, which is the language."""
+        """`xquadr:` and the stem of the file name, which is the language."""
         return f"xquadr:{self.path.stem}"
 
     def parts(self) -> tuple["XquadR", ...]:
-        """One task a file."""
-        return tuple(self.model_copy(update={"path": path}) for path in files_of(self.path, ".json", WANTED))
+        """One task for each file."""
+        return tuple(self.model_copy(update={"path": path}) for path in files_of(self.path, ".json", EXPECTED))
 
     def load(self) -> RetrievalData:
-        """Read questions and sentences.
-
-        Sentences that occur twice are one candidate, so that a copy cannot be the wrong answer.
-        """
+        """Read questions and sentences. Equal sentences are one candidate, so that a copy is never a wrong answer."""
         queries: dict[str, str] = {}
         relevance: dict[str, dict[str, int]] = {}
         ids: dict[str, str] = {}
@@ -56,14 +52,14 @@ class XquadR(BaseTask):
                     answering = next((i for i, (begin, end) in enumerate(breaks) if begin <= start < end), None)
                     if answering is None:
                         raise TaskError(
-                            f"{self.path}: {where}: question {entry['id']!r} is answered outside every sentence; {WANTED} wanted"
+                            f"{self.path}: {where}: the answer to question {entry['id']!r} starts in no sentence; expected {EXPECTED}"
                         )
                     queries[entry["id"]] = entry["question"]
                     relevance[entry["id"]] = {ids[sentences[answering]]: 1}
             except (KeyError, IndexError, TypeError, ValueError) as error:
-                raise TaskError(f"{self.path}: {where}: {type(error).__name__}: {error}; {WANTED} is wanted") from error
+                raise TaskError(f"{self.path}: {where}: {type(error).__name__}: {error}; expected {EXPECTED}") from error
         if not queries:
-            raise TaskError(f"{self.path}: holds no questions; {WANTED} is wanted")
+            raise TaskError(f"{self.path}: contains no questions; expected {EXPECTED}")
         return RetrievalData(
             name=self.name,
             language=self.path.stem if len(self.path.stem) == 2 else "und",
@@ -76,7 +72,7 @@ class XquadR(BaseTask):
         )
 
     def calibration_texts(self, n: int, seed: int = 0) -> CalibrationTexts:
-        """Sentences that answer no question, and beginnings of such sentences as long as real questions are."""
+        """Draw sentences that answer no question, and as queries the first words of such sentences, cut to the length of real questions."""
         if self.path.is_dir():
             return calibrate_on_parts(self.parts(), n, seed)
         data = self.load()
@@ -85,20 +81,20 @@ class XquadR(BaseTask):
         tested = {*data.queries.values(), *(data.documents[document] for document in answers)}
         documents = draw(spare, n, seed, without=tested)
         if not documents:
-            raise TaskError(f"{self.path}: every sentence answers a question, so none is left to calibrate on; name another task")
+            raise TaskError(f"{self.path}: every sentence answers a question, so none is left to calibrate on; choose another task")
         lengths = [len(question.split()) for question in data.queries.values()]
         queries = shorten_to_queries(spare, lengths, n, seed, without=tested)
-        note = f"{len(documents)} sentences of {self.name} that answer nothing; {len(queries)} beginnings of such sentences as queries"
+        note = f"{len(documents)} sentences of {self.name} that answer no question; queries: first words of {len(queries)} such sentences"
         return CalibrationTexts(queries, documents, note)
 
     def _paragraphs(self) -> Iterator[tuple[str, dict[str, Any]]]:
         try:
-            document = json.loads(read_text(self.path, WANTED))
+            document = json.loads(read_text(self.path, EXPECTED))
         except ValueError as error:
-            raise TaskError(f"{self.path}: not JSON ({error}); {WANTED} is wanted") from error
+            raise TaskError(f"{self.path}: not JSON ({error}); expected {EXPECTED}") from error
         try:
             for i, article in enumerate(document["data"]):
                 for j, paragraph in enumerate(article["paragraphs"]):
                     yield f"data[{i}].paragraphs[{j}]", paragraph
         except (KeyError, TypeError) as error:
-            raise TaskError(f"{self.path}: {type(error).__name__}: {error}; {WANTED} is wanted") from error
+            raise TaskError(f"{self.path}: {type(error).__name__}: {error}; expected {EXPECTED}") from error

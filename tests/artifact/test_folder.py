@@ -14,17 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from optbench.artifact import folder as artifact
-from optbench.artifact.folder import (
-    MANIFEST,
-    Artifact,
-    Kind,
-    Weights,
-    copy_companions,
-    hash_file,
-    open_artifact,
-    read_manifest_sha256,
-    seal,
-)
+from optbench.artifact.folder import Artifact, copy_companions, hash_file, open_artifact, read_manifest_sha256, seal
+from optbench.artifact.manifest import MANIFEST, Kind, Weights
 from optbench.errors import ArtifactError, MachineError
 
 FILES = {"model.safetensors": b"weights" * 100, "config.json": b"{}", "1_Pooling/config.json": b'{"pooling": 1}'}
@@ -73,7 +64,7 @@ def test_same_bytes_give_the_same_hash_and_other_weights_another(tmp_path: Path)
 
 @pytest.mark.parametrize("kind", list(Kind))
 def test_folder_without_its_kinds_main_file_is_not_sealed(tmp_path: Path, kind: Kind) -> None:
-    with pytest.raises(ArtifactError, match=f"has no {kind.main_file}, which every {kind} artifact holds"):
+    with pytest.raises(ArtifactError, match=f"has no {kind.main_file}, which every {kind} artifact needs"):
         seal(fill(tmp_path / "staging", {"config.json": b"{}"}), tmp_path / "sealed", kind, "real")
     assert not (tmp_path / "sealed").exists()
 
@@ -92,12 +83,12 @@ def test_pipe_is_not_sealed(tmp_path: Path) -> None:
         seal(staging, tmp_path / "sealed", Kind.CHECKPOINT, "real")
 
 
-def seal_anew(tmp_path: Path) -> Artifact:
+def seal_again(tmp_path: Path) -> Artifact:
     return seal(fill(tmp_path / "again", {"model.safetensors": b"new"}), tmp_path / "sealed", Kind.CHECKPOINT, "real")
 
 
 def test_folder_already_there_is_replaced_whole(sealed: Artifact, tmp_path: Path) -> None:
-    seal_anew(tmp_path)
+    seal_again(tmp_path)
     assert contents(sealed.path).keys() == {MANIFEST, "model.safetensors"}
     assert [path.name for path in tmp_path.iterdir()] == ["sealed"]
 
@@ -107,12 +98,12 @@ def test_replacing_never_leaves_the_place_empty(sealed: Artifact, tmp_path: Path
         raise AssertionError(f"{self} renamed to {target}: a crash before the next rename would lose the artifact")
 
     monkeypatch.setattr(Path, "rename", rename)
-    assert open_artifact(seal_anew(tmp_path).path).main_file.read_bytes() == b"new"
+    assert open_artifact(seal_again(tmp_path).path).main_file.read_bytes() == b"new"
 
 
 def test_file_system_that_cannot_swap_still_replaces(sealed: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(artifact, "_exchange", lambda one, other: False)
-    assert open_artifact(seal_anew(tmp_path).path).main_file.read_bytes() == b"new"
+    assert open_artifact(seal_again(tmp_path).path).main_file.read_bytes() == b"new"
     assert [path.name for path in tmp_path.iterdir()] == ["sealed"]
 
 
@@ -131,8 +122,8 @@ def test_failed_rename_leaves_the_destination_as_it_was(
     monkeypatch.setattr(artifact, "_exchange", fail if swaps else lambda one, other: False)
     monkeypatch.setattr(Path, "rename", fail_from_staging)
     before = contents(sealed.path)
-    with pytest.raises(MachineError, match="cannot be written: Invalid cross-device link; make it a folder that can be written"):
-        seal_anew(tmp_path)
+    with pytest.raises(MachineError, match="cannot be written: Invalid cross-device link; make the folder writable"):
+        seal_again(tmp_path)
     assert contents(sealed.path) == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["again", "sealed"]
 
@@ -144,14 +135,14 @@ def test_full_disk_leaves_the_destination_as_it_was(sealed: Artifact, tmp_path: 
     monkeypatch.setattr(os, "fsync", full)
     before = contents(sealed.path)
     with pytest.raises(MachineError, match="cannot be written: No space left on device; free some space and run again"):
-        seal_anew(tmp_path)
+        seal_again(tmp_path)
     assert contents(sealed.path) == before
 
 
 def test_file_in_the_place_of_the_folder_is_an_error_and_stays(tmp_path: Path) -> None:
     (tmp_path / "sealed").write_text("precious")
     with pytest.raises(MachineError, match="Not a directory"):
-        seal_anew(tmp_path)
+        seal_again(tmp_path)
     assert (tmp_path / "sealed").read_text() == "precious"
 
 
@@ -247,7 +238,7 @@ def test_manifest_that_lists_no_plain_path_is_refused(sealed: Artifact, name: st
     rewrite_manifest(sealed.path, lambda document: document["files"].update({name: {"sha256": "0" * 64, "size_bytes": 0}}))
     with pytest.raises(ArtifactError) as caught:
         open_artifact(sealed.path)
-    assert "no plain path inside the folder; do not use this artifact" in str(caught.value)
+    assert "not a plain path inside the folder; do not use this artifact" in str(caught.value)
     assert str(caught.value).isprintable(), "a terminal would obey what the name says"
 
 
@@ -283,7 +274,7 @@ def test_manifest_that_says_the_same_in_other_bytes_is_refused(sealed: Artifact)
     assert json.loads(twice) == json.loads(path.read_text())
     for content in (twice, path.read_text() + "\n"):
         path.write_text(content)
-        with pytest.raises(ArtifactError, match="is not written as optbench writes a manifest"):
+        with pytest.raises(ArtifactError, match="differs from how optbench writes a manifest"):
             open_artifact(sealed.path)
 
 

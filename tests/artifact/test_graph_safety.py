@@ -7,8 +7,9 @@ import pytest
 from onnx import TensorProto, helper
 
 from optbench.artifact import graph_safety as graph_trust
-from optbench.artifact.folder import Artifact, Kind
+from optbench.artifact.folder import Artifact
 from optbench.artifact.graph_safety import onnx_problems, openvino_problems
+from optbench.artifact.manifest import Kind
 
 
 def write_graph(folder: Path, location: str, *, where: str = "initializer", length: str = "8", domain: str = "") -> Path:
@@ -40,7 +41,7 @@ def write_graph(folder: Path, location: str, *, where: str = "initializer", leng
 def test_data_outside_the_graphs_folder_is_found_wherever_it_is_named(tmp_path: Path, where: str, location: str) -> None:
     problems = onnx_problems(write_graph(tmp_path, location, where=where))
     assert len(problems) == 1
-    assert "which is no file in its folder" in problems[0]
+    assert "which is not a file in its folder" in problems[0]
 
 
 @pytest.mark.parametrize("where", ["initializer", "attribute", "subgraph", "function"])
@@ -54,7 +55,7 @@ def test_data_behind_a_link_is_found(tmp_path: Path) -> None:
     assert "which is missing or a link" in onnx_problems(path)[0]
 
 
-@pytest.mark.parametrize(("length", "message"), [("9", "bytes that the file does not have"), ("-1", "bytes that"), ("many", "no number")])
+@pytest.mark.parametrize(("length", "message"), [("9", "past the end of that file"), ("-1", "before the start"), ("many", "not a number")])
 def test_data_at_bytes_that_are_not_there_is_found(tmp_path: Path, length: str, message: str) -> None:
     assert message in onnx_problems(write_graph(tmp_path, "weights", length=length))[0]
 

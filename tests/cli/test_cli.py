@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,8 @@ import pytest
 from typer.testing import CliRunner
 
 from optbench import cli
-from optbench.artifact.folder import Artifact, Kind, seal
+from optbench.artifact.folder import Artifact, seal
+from optbench.artifact.manifest import Kind
 from optbench.record.record import Record, write_record
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -175,13 +177,20 @@ def test_report_where_nothing_was_run_says_what_to_do(tmp_path: Path) -> None:
     assert "run optbench apply" in done.stderr
 
 
-def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_exits_with_2_and_names_the_file_with_its_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     def buggy() -> None:
         raise ZeroDivisionError
 
     monkeypatch.setattr(cli, "app", buggy)
-    with pytest.raises(ZeroDivisionError):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(SystemExit) as stopped:
         cli.main()
+    assert stopped.value.code == 2
+    (report,) = tmp_path.glob("optbench-bug-*.txt")
+    assert str(report) in capsys.readouterr().err
+    assert "raise ZeroDivisionError" in report.read_text()
 
 
 def test_measure_refuses_lengths_that_are_not_numbers(tmp_path: Path) -> None:
@@ -222,7 +231,7 @@ def test_compare_across_machines_by_their_floors(make_record: Callable[..., Reco
     unknown = run("compare", *paths, *own)
     assert unknown.returncode == 2
     assert "another" in unknown.stderr
-    assert "give the file with --peaks" in unknown.stderr
+    assert "pass the file with --peaks" in unknown.stderr
     document = json.loads(run("compare", *paths, *own, "--peaks", str(probed(tmp_path / "there.json", there)), "--json").stdout)
     first, second = (entry["relative"]["16"]["point"] for entry in document["entries"])
     assert second == pytest.approx(2 * first, rel=0.02)
@@ -267,7 +276,9 @@ def test_gate_refuses_records_of_different_threads(make_record: Callable[..., Re
     assert "threads: 2 and 4" in done.stderr
 
 
-def test_gate_times_both_artifacts_anew(make_artifact: Callable[..., Artifact], make_record: Callable[..., Record], tmp_path: Path) -> None:
+def test_gate_times_both_artifacts_again(
+    make_artifact: Callable[..., Artifact], make_record: Callable[..., Record], tmp_path: Path
+) -> None:
     record = make_record(weights="random")
     workload = record.recipe.workload.model_copy(update={"lengths": (8, 16), "judged_lengths": None})
     record = record.model_copy(update={"recipe": record.recipe.model_copy(update={"workload": workload})})
@@ -281,7 +292,7 @@ def test_gate_times_both_artifacts_anew(make_artifact: Callable[..., Artifact], 
     document = json.loads(done.stdout)
     assert [check["about"] for check in document["checks"]] == ["latency, 8 tokens", "latency, 16 tokens"]
     assert {(check["change"]["n"], check["change"]["of"]) for check in document["checks"]} == {(2, "processes")}
-    assert any("timed anew" in note for note in document["notes"])
+    assert any("timed again" in note for note in document["notes"])
     assert done.returncode in (0, 3), done.stderr
 
 

@@ -10,6 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 from optbench import cli
+from optbench.artifact.folder import Artifact
+from optbench.artifact.manifest import Kind
 from optbench.machine import boxes, floor
 from optbench.machine.cpu import read_machine
 from optbench.machine.peaks import Peaks
@@ -18,7 +20,9 @@ from optbench.measure.stability import Stability, StabilityRow
 from optbench.record.record import Record, write_record
 from optbench.record.verdict import judge
 from optbench.run import apply as runner
-from optbench.run import standalone as adhoc
+from optbench.run import artifacts as artifact_runs
+from optbench.run import measure as measuring
+from optbench.run.floors import RecipeFloor
 
 ROOT = Path(__file__).parents[2]
 RECIPE = str(ROOT / "recipes" / "gte-large.yaml")
@@ -89,7 +93,7 @@ def test_check_and_schema_and_plan(tmp_path: Path) -> None:
 def test_apply(monkeypatch: pytest.MonkeyPatch, make_record: Callable[..., Record], tmp_path: Path) -> None:
     record = make_record()
     applied = runner.Applied(record, judge(record), tmp_path)
-    monkeypatch.setattr(runner, "apply", lambda recipe, options, listener: applied)
+    monkeypatch.setattr(runner, "apply", lambda *_: applied)
     document = printed("apply", RECIPE)
     check_keys("apply", document)
     assert document["record"] == str(tmp_path / "records" / record.file_name)
@@ -105,20 +109,37 @@ def test_report_and_compare_and_gate(make_record: Callable[..., Record], tmp_pat
     check_keys("gate", printed("gate", *paths))
 
 
-def test_measure_and_stability_and_scenarios(monkeypatch: pytest.MonkeyPatch, make_record: Callable[..., Record], tmp_path: Path) -> None:
+def test_measure_and_stability_and_scenarios(
+    monkeypatch: pytest.MonkeyPatch, make_record: Callable[..., Record], make_artifact: Callable[..., Artifact]
+) -> None:
     # What they measure is tested elsewhere; the keys are those of what the measuring functions return.
     row = StabilityRow(condition="1 thread", changes="threads")
-    found = {
-        "measure_artifacts": adhoc.Measured(timings=make_record().timings, accuracy={}, warnings=()),
-        "measure_artifact_stability": Stability(sha256="f", engine={}, reference="alone", n_texts=16, n_documents=0, rows=(row,)),
-        "measure_artifact_scenarios": ScenarioReport(
-            artifact_sha256="f", engine={}, tokens=(8,), seconds=1, limit_ms=5, limit_given=True, models=(), serves_more=None, notes=()
-        ),
-    }
-    for name, result in found.items():
-        monkeypatch.setattr(adhoc, name, lambda *arguments, result=result: result)
+    measured = artifact_runs.MeasuredArtifacts(timings=make_record().timings, accuracy={}, warnings=())
+    stability = Stability(sha256="f", engine={}, reference="alone", n_texts=16, n_documents=0, rows=(row,))
+    load = ScenarioReport(
+        artifact_sha256="f", engine={}, tokens=(8,), seconds=1, limit_ms=5, limit_given=True, models=(), serves_more=None, notes=()
+    )
+    monkeypatch.setattr(artifact_runs, "measure_artifacts", lambda *_: measured)
+    monkeypatch.setattr(measuring, "measure_text_stability", lambda *_: stability)
+    monkeypatch.setattr(measuring, "measure_load", lambda *_: load)
     for command in ("measure", "stability", "scenarios"):
-        check_keys(command, printed(command, str(tmp_path)))
+        check_keys(command, printed(command, str(make_artifact(Kind.ONNX).path)))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["measure", "--batch", "5000"], "--batch: 5000: Input should be less than or equal to 1024"),
+        (["measure", "--lengths", "200000"], "--lengths: 200000: Input should be"),
+        (["scenarios", "--batches", "0,8"], "expected positive whole numbers"),
+        (["scenarios", "--batches", "2000"], "--batches: 2000: Input should be"),
+    ],
+)
+def test_option_out_of_range_is_refused_by_name(arguments: list[str], problem: str, make_artifact: Callable[..., Artifact]) -> None:
+    command, *options = arguments
+    result = CliRunner().invoke(cli.app, [command, str(make_artifact(Kind.ONNX).path), *options])
+    assert result.exit_code == 2
+    assert problem in " ".join(result.output.split())
 
 
 def test_probe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -130,7 +151,7 @@ def test_probe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert Path(document["box_path"]) == tmp_path / "lab.yaml"
     assert boxes.matching_box(read_machine()) == boxes.load_boxes(tmp_path)[0]
     check_keys("probe", printed("probe", RECIPE, "--output", str(tmp_path / "exported")))
-    assert document["floors"][0].keys() == adhoc.RecipeFloor.model_fields.keys()
+    assert document["floors"][0].keys() == RecipeFloor.model_fields.keys()
 
 
 def test_error_is_a_document_too_and_still_said_on_stderr(

@@ -11,9 +11,10 @@ import pytest
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
-from optbench.artifact.folder import Artifact, Kind
+from optbench.artifact.folder import Artifact
+from optbench.artifact.manifest import Kind
 from optbench.engines import BaseEngine, Engine, OnnxRuntime, OpenVino, Session, Torch, default_engine
-from optbench.engines.onednn import MAX_ISA, max_isa_environment, stay_off_amx
+from optbench.engines.onednn import MAX_ISA, max_isa_variables, stay_off_amx
 from optbench.errors import EngineError
 from optbench.machine.cpu import Machine, read_machine
 
@@ -139,14 +140,14 @@ def machine_with(*flags: str) -> Machine:
 
 def test_isa_is_spelled_as_onednn_does() -> None:
     # oneDNN ignores a name it does not know: SSE4_1, with the underscore of its other names, is one.
-    assert max_isa_environment("sse4_1", machine_with("sse4_1")) == {"ONEDNN_MAX_CPU_ISA": "SSE41"}
-    assert max_isa_environment("avx2_vnni", machine_with("avx_vnni")) == {"ONEDNN_MAX_CPU_ISA": "AVX2_VNNI"}
+    assert max_isa_variables("sse4_1", machine_with("sse4_1")) == {"ONEDNN_MAX_CPU_ISA": "SSE41"}
+    assert max_isa_variables("avx2_vnni", machine_with("avx_vnni")) == {"ONEDNN_MAX_CPU_ISA": "AVX2_VNNI"}
 
 
 def test_cpu_with_vnni_only_in_512_bits_cannot_stand_in_for_avx2_vnni() -> None:
     zen4 = machine_with("sse4_1", "avx2", "avx512bw", "avx512vl", "avx512_vnni", "avx512_bf16")
     with pytest.raises(EngineError, match=r"lacks avx_vnni.*it can run as sse4_1, avx2, avx512_core, avx512_core_vnni, avx512_core_bf16"):
-        max_isa_environment("avx2_vnni", zen4)
+        max_isa_variables("avx2_vnni", zen4)
 
 
 @pytest.mark.parametrize(
@@ -156,7 +157,7 @@ def test_cpu_with_vnni_only_in_512_bits_cannot_stand_in_for_avx2_vnni() -> None:
         (("avx512_vnni", "amx_int8"), "AVX512_CORE_AMX", False, "AVX512_CORE_AMX"),
         (("avx512_vnni",), None, False, None),
     ],
-    ids=["amx", "amx wanted", "no amx"],
+    ids=["amx", "amx requested", "no amx"],
 )
 def test_process_stays_off_amx_unless_it_was_told_otherwise(
     monkeypatch: pytest.MonkeyPatch, flags: tuple[str, ...], before: str | None, held: bool, after: str | None
@@ -171,17 +172,17 @@ def test_process_stays_off_amx_unless_it_was_told_otherwise(
 
 
 def test_onnxruntime_says_that_it_cannot_be_held_to_an_isa() -> None:
-    with pytest.raises(EngineError, match="isa avx2: onnxruntime picks its kernels by what the CPU has"):
-        OnnxRuntime().environment("avx2")
+    with pytest.raises(EngineError, match="isa avx2: onnxruntime selects its kernels by the CPU"):
+        OnnxRuntime().isa_variables("avx2")
 
 
 @pytest.mark.parametrize("engine", [Torch(inference_precision="bf16"), OpenVino(inference_precision="bf16")])
 def test_bf16_is_refused_on_an_isa_without_it(engine: Torch | OpenVino) -> None:
     with pytest.raises(EngineError, match=r"isa avx2: has no bf16 products; set the (torch|openvino) engine's inference_precision to f32"):
-        engine.environment("avx2")
+        engine.isa_variables("avx2")
 
 
-@pytest.mark.skipif("avx2" not in read_machine().flags, reason="the CPU has no AVX2 to be held to")
+@pytest.mark.skipif("avx2" not in read_machine().flags, reason="the CPU has no AVX2")
 @pytest.mark.parametrize(
     ("engine", "program", "said"),
     [
@@ -198,7 +199,7 @@ def test_bf16_is_refused_on_an_isa_without_it(engine: Torch | OpenVino) -> None:
     ],
     ids=["torch", "openvino"],
 )
-def test_environment_holds_a_fresh_process_to_the_isa(engine: Torch | OpenVino, program: str, said: str, tmp_path: Path) -> None:
-    environment = {**os.environ, **engine.environment("avx2")}
-    printed = subprocess.run([sys.executable, "-c", program], env=environment, cwd=tmp_path, capture_output=True, text=True, check=True)
+def test_isa_variables_limit_a_new_process(engine: Torch | OpenVino, program: str, said: str, tmp_path: Path) -> None:
+    variables = {**os.environ, **engine.isa_variables("avx2")}
+    printed = subprocess.run([sys.executable, "-c", program], env=variables, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert printed.stdout.strip() == said

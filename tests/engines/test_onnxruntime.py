@@ -14,7 +14,8 @@ import pytest
 from onnx import TensorProto, helper
 from pydantic import ValidationError
 
-from optbench.artifact.folder import Artifact, Kind
+from optbench.artifact.folder import Artifact
+from optbench.artifact.manifest import Kind
 from optbench.engines import OnnxRuntime
 from optbench.engines.onnxruntime import Optimizer
 from optbench.errors import EngineError
@@ -147,7 +148,10 @@ def test_operator_of_a_library_is_refused_by_name(tmp_path: Path) -> None:
 
 
 def test_graph_without_the_output_is_refused_with_what_it_gives(tmp_path: Path) -> None:
-    with pytest.raises(EngineError, match="gives hidden; input_ids and attention_mask in and sentence_embedding out are wanted"):
+    with pytest.raises(
+        EngineError,
+        match="outputs hidden; expected inputs input_ids and attention_mask and output sentence_embedding: export it with export_onnx",
+    ):
         OnnxRuntime(threads=1).open(artifact_of(tmp_path, model_of(output="hidden")))
 
 

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from optbench.artifact.folder import Artifact, Kind, copy_companions
+from optbench.artifact.folder import Artifact, copy_companions
+from optbench.artifact.manifest import Kind
 from optbench.engines import OpenVino
 from optbench.engines import openvino as engine_module
 from optbench.engines.onednn import MAX_ISA
 from optbench.engines.openvino import STATIC_LENGTHS, _OpenVinoSession
 from optbench.errors import EngineError
 from optbench.machine.cpu import read_machine
-from optbench.steps import convert_openvino
 
 LENGTHS = (4, 8, 16)
 
@@ -90,7 +90,6 @@ def test_every_shape_is_compiled_on_opening(make_artifact: Callable[..., Artifac
 
 
 def test_static_lengths_travel_in_the_ir_and_options_go_before_them(make_artifact: Callable[..., Artifact], tmp_path: Path) -> None:
-    assert STATIC_LENGTHS == convert_openvino.STATIC_LENGTHS
     artifact = with_rt_info(make_artifact(Kind.OPENVINO), tmp_path, "8 16 32", *STATIC_LENGTHS)
     assert list(open_engine(artifact)._requests) == [8, 16, 32, None]
     assert list(open_engine(artifact, static_lengths=(4,))._requests) == [4, None]
@@ -195,7 +194,7 @@ def test_kernel_that_a_smaller_instruction_set_lacks_is_shown_with_the_cure(
         monkeypatch.setenv(MAX_ISA, held)
     with pytest.raises(EngineError, match=r"failed on \(1, 8\) tokens.*bad combination") as caught:
         session.embed(*ids_of(1, 8))
-    assert ("take a larger instruction set" in str(caught.value)) == cure
+    assert ("choose a larger instruction set" in str(caught.value)) == cure
 
 
 def test_more_threads_than_openvino_runs_is_an_error(make_artifact: Callable[..., Artifact]) -> None:

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from optbench.artifact.folder import Artifact, Kind
+from optbench.artifact.folder import Artifact
+from optbench.artifact.manifest import Kind
 from optbench.engines import Torch
 from optbench.engines import torch as engine_module
 from optbench.engines.torch import _TorchSession

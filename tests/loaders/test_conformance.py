@@ -9,13 +9,17 @@ import pytest
 from typer.testing import CliRunner
 
 from optbench import cli
-from optbench.artifact.folder import MANIFEST, Artifact, Kind, seal
+from optbench.artifact.folder import Artifact, seal
+from optbench.artifact.manifest import MANIFEST, Kind
 from optbench.errors import ArtifactError, MachineError
-from optbench.loaders import conformance
-from optbench.loaders.conformance import COSINE_MIN, LOADERS, LoaderRow, Status, check_loaders, loader_names, loader_table, loader_texts
+from optbench.loaders import LOADERS, conformance
+from optbench.loaders.conformance import COSINE_MIN, LoaderRow, Status, check_loaders, loader_names, loader_texts
 from optbench.loaders.environments import PinnedEnvironment
 from optbench.loaders.second_graph import extend
+from optbench.loaders.text_embeddings_inference import TEXT_EMBEDDINGS_INFERENCE
+from optbench.machine import extras
 from optbench.model.checkpoint import describe
+from optbench.report.loaders import loader_table
 from tests.cli.test_json import check_keys
 
 HERE = ("onnxruntime", "openvino", "fastembed")
@@ -71,7 +75,7 @@ def test_loader_that_pools_otherwise_than_the_graph_differs(both: Path, tmp_path
     rows = check(edited(both, tmp_path, "1_Pooling/config.json", to_cls), ("onnxruntime", "fastembed"))
     assert rows["onnxruntime"].status is Status.OK  # the graph pools
     assert rows["fastembed"].status is Status.DIFFERS
-    assert rows["fastembed"].note == "other vectors than ours: another pooling or precision"
+    assert rows["fastembed"].note == "its vectors differ from ours: other pooling or precision"
 
 
 def test_loader_that_drops_the_prompt_differs(both: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,7 +86,7 @@ def test_loader_that_drops_the_prompt_differs(both: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("optbench.loaders.conformance.describe", without_prompt)
     row = check(both, ("onnxruntime",))["onnxruntime"]
     assert row.status is Status.DIFFERS
-    assert row.note.startswith("other vectors with the query prompt")
+    assert "with the query prompt" in row.note
 
 
 def test_loader_that_fails_says_its_last_words(both: Path, tmp_path: Path) -> None:
@@ -106,10 +110,10 @@ def test_folder_without_the_loaders_graph_says_which_file_it_needs(make_artifact
 
 
 def test_loader_that_is_not_installed_says_what_to_install(both: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(conformance, "find_spec", lambda _name: None)
+    monkeypatch.setattr(extras, "find_spec", lambda _name: None)
     row = check(both, ("fastembed",))["fastembed"]
     assert row.status is Status.CANNOT_RUN
-    assert row.note == "fastembed is not installed; pip install 'optbench[loaders]'"
+    assert row.note.endswith("not installed; run pip install 'optbench[loaders]'")
 
 
 def test_environment_that_cannot_be_made_says_why(both: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,24 +130,24 @@ def test_environment_that_cannot_be_made_says_why(both: Path, monkeypatch: pytes
     ("name", "change", "problem"),
     [
         ("config.json", lambda config: config.pop("num_hidden_layers"), "num_hidden_layers"),
-        ("1_Pooling/config.json", lambda config: config.update(pooling_mode_max_tokens=True), "one of cls, mean and last token is wanted"),
+        (
+            "1_Pooling/config.json",
+            lambda config: config.update(pooling_mode_max_tokens=True),
+            "expected exactly one of cls, mean and last token",
+        ),
     ],
 )
 def test_rules_of_the_inference_server_are_checked(
     both: Path, tmp_path: Path, name: str, change: Callable[[dict[str, object]], None], problem: str
 ) -> None:
-    from optbench.loaders.layout import layout_problems
-
-    assert layout_problems(both) == []
-    found = layout_problems(edited(both, tmp_path, name, change))
+    assert TEXT_EMBEDDINGS_INFERENCE.problems(both) == []
+    found = TEXT_EMBEDDINGS_INFERENCE.problems(edited(both, tmp_path, name, change))
     assert len(found) == 1
     assert problem in found[0]
 
 
 def test_graph_that_the_inference_server_cannot_feed_is_found(both: Path, tmp_path: Path) -> None:
     import onnx
-
-    from optbench.loaders.layout import layout_problems
 
     shutil.copytree(both, tmp_path / "copy")
     path = tmp_path / "copy" / "onnx" / "model.onnx"
@@ -153,7 +157,7 @@ def test_graph_that_the_inference_server_cannot_feed_is_found(both: Path, tmp_pa
     for value in model.graph.output:
         value.name += "_of_another_name"
     path.write_bytes(model.SerializeToString())
-    found = layout_problems(tmp_path / "copy")
+    found = TEXT_EMBEDDINGS_INFERENCE.problems(tmp_path / "copy")
     assert found[0] == "the graph does not take input_ids"
     assert "the graph takes tokens, which the server does not give" in found
     assert any("is not int64" in problem for problem in found)
@@ -161,9 +165,9 @@ def test_graph_that_the_inference_server_cannot_feed_is_found(both: Path, tmp_pa
 
 
 def test_names_are_all_or_some() -> None:
-    assert loader_names("all") == tuple(LOADERS)
+    assert loader_names("all") == tuple(loader.name for loader in LOADERS)
     assert loader_names("openvino, fastembed") == ("openvino", "fastembed")
-    with pytest.raises(ArtifactError, match="no loader nonsense; there are sentence-transformers-openvino"):
+    with pytest.raises(ArtifactError, match="no loader nonsense; expected all, or names of sentence-transformers-openvino"):
         loader_names("openvino,nonsense")
 
 

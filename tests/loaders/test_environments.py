@@ -1,4 +1,4 @@
-"""Pinned environments: made once from the pins, found again, and made anew when their making was stopped."""
+"""Pinned environments: created once from their pins, found again, and created again after an interruption."""
 
 import json
 import subprocess
@@ -64,12 +64,12 @@ def test_environment_holds_its_pins_apart_and_is_made_once(
 
 
 def test_missing_package_is_named_and_nothing_is_left(pins: PinnedEnvironment, tmp_path: Path) -> None:
-    wanted = PinnedEnvironment("other", (*pins.requirements, "no-such-thing==9"), "a test")
+    missing = PinnedEnvironment("other", (*pins.requirements, "no-such-thing==9"), "a test")
     root = tmp_path / "environments"
     with pytest.raises(MachineError, match=r"other cannot be installed: No matching distribution found for no-such-thing==9; .* network"):
-        make_environment(wanted, root)
-    assert not (root / wanted.key).exists()
-    assert find_environment(wanted, root) is None
+        make_environment(missing, root)
+    assert not (root / missing.key).exists()
+    assert find_environment(missing, root) is None
 
 
 def test_interrupted_making_leaves_nothing(pins: PinnedEnvironment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,8 +7,8 @@ import pytest
 from optbench.errors import MachineError
 from optbench.machine.boxes import Box, load_boxes, matching_box, write_box
 from optbench.machine.cpu import Machine
+from optbench.measure.machine_state import describe_box
 from optbench.recipe.load import load_recipe
-from optbench.run.standalone import describe_box
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 GOOD = "name: lab\ncpu: EPYC\ncores: 4\nisa: avx2\n"
@@ -87,7 +87,7 @@ def test_boxes_of_a_folder_are_read_in_order(tmp_path: Path) -> None:
         (GOOD + "name: twice\n", "cannot be read as YAML"),
         ("cpu: [\n", "cannot be read as YAML"),
         ("", "top: Input should be a valid dictionary"),
-        (GOOD.replace("name: lab", "name: other"), "name: other found, lab wanted, as the file is called"),
+        (GOOD.replace("name: lab", "name: other"), "name: other found, lab expected"),
     ],
 )
 def test_broken_box_is_an_error_that_names_file_and_key(tmp_path: Path, content: str, message: str) -> None:
@@ -132,19 +132,19 @@ def test_box_of_a_machine_that_shows_neither_governor_nor_turbo_leaves_them_out(
 
 @pytest.mark.parametrize("name", ["../lab", "Lab", "", "a/b", ".lab", "lab\n", "a" * 65])
 def test_box_name_that_is_no_safe_file_name_is_refused(name: str) -> None:
-    with pytest.raises(MachineError, match="lower-case letters, digits"):
+    with pytest.raises(MachineError, match="expected lower-case letters, digits"):
         describe_box(name, make("x", cores=2))
 
 
 def test_box_is_never_overwritten(tmp_path: Path) -> None:
     (tmp_path / "lab.yaml").write_text(GOOD)
-    with pytest.raises(MachineError, match=r"lab.yaml: is there already, and is not overwritten"):
+    with pytest.raises(MachineError, match=r"lab.yaml: exists and is not overwritten"):
         write_box(Box(name="lab", cpu="x", cores=1, isa="avx2"), tmp_path)
     assert (tmp_path / "lab.yaml").read_text() == GOOD
 
 
 def test_second_box_of_one_machine_is_refused() -> None:
-    with pytest.raises(MachineError, match="this machine is box i9 already"):
+    with pytest.raises(MachineError, match="this machine is already box i9"):
         describe_box("mine", make())
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from optbench.errors import MeasureError
-from optbench.machine.floor import ProbeResult, body_macs, floor_ms, probe
+from optbench.machine.floor import Floor, ProbeResult, WeightFormat, floor_ms, probe
 from optbench.machine.peaks import ROUNDS_MIN, Peaks, last_level_cache_bytes, time_rounds
-from optbench.model.checkpoint import Body
+from optbench.model.body import Body
 
 LARGE = Body(architecture="BertModel", layers=24, hidden=1024, heads=16, feed_forward=4096, vocabulary=30522, positions=512)
 MINILM = Body(architecture="BertModel", layers=6, hidden=384, heads=12, feed_forward=1536, vocabulary=30522, positions=512)
@@ -20,12 +20,16 @@ def peaks(read: float = 68.0, int8: float = 1.64, **changes: object) -> Peaks:
     return Peaks.model_validate({**values, **changes})
 
 
+def floor_of(body: Body, tokens: int, batch: int, machine: Peaks, weights: WeightFormat) -> Floor:
+    return floor_ms(body.multiply_adds(tokens, batch), body.weights, weights, machine)
+
+
 def test_weights_and_multiply_adds_of_bert_large() -> None:
     # 24 layers of 4 x 1024 x 1024 + 2 x 1024 x 4096.
     assert LARGE.weights == 301_989_888
     # Of a single token, each weight once, and one score and one value of width 1024 in each layer.
-    assert body_macs(LARGE, 1) == 301_989_888 + 24 * 2 * 1024
-    assert body_macs(LARGE, 16, batch=3) == 3 * body_macs(LARGE, 16)
+    assert LARGE.multiply_adds(1) == 301_989_888 + 24 * 2 * 1024
+    assert LARGE.multiply_adds(16, batch=3) == 3 * LARGE.multiply_adds(16)
 
 
 @pytest.mark.parametrize(
@@ -36,13 +40,13 @@ def test_floor_agrees_with_the_one_computed_by_hand(tokens: int, low: float, hig
     # By hand: 302 MB of int8 weights at 44 to 68 GB/s, or the weights' products at 1.64 TOP/s (two operations a multiply-add). It left
     # attention out, 2 % of the multiply-adds at 128 tokens, and gave two digits, another 1-2 %.
     for read, by_hand in ((68.0, low), (44.0, high)):
-        floor = floor_ms(LARGE, tokens, 1, peaks(read), "int8")
+        floor = floor_of(LARGE, tokens, 1, peaks(read), "int8")
         assert floor.ms == pytest.approx(by_hand, rel=0.03)
         assert floor.bound_by == bound_by
 
 
 def test_each_format_reads_its_own_bytes_and_int4_multiplies_in_int8() -> None:
-    by_format = {weights: floor_ms(LARGE, 16, 1, peaks(), weights) for weights in ("fp32", "int8", "int4")}
+    by_format = {weights: floor_of(LARGE, 16, 1, peaks(), weights) for weights in ("fp32", "int8", "int4")}
     assert by_format["fp32"].memory_ms == pytest.approx(4 * by_format["int8"].memory_ms)
     assert by_format["int4"].memory_ms == pytest.approx(by_format["int8"].memory_ms / 2)
     assert by_format["int4"].compute_ms == by_format["int8"].compute_ms
@@ -50,7 +54,7 @@ def test_each_format_reads_its_own_bytes_and_int4_multiplies_in_int8() -> None:
 
 
 def test_batch_multiplies_the_arithmetic_and_not_the_weights() -> None:
-    one, four = (floor_ms(LARGE, 16, batch, peaks(), "int8") for batch in (1, 4))
+    one, four = (floor_of(LARGE, 16, batch, peaks(), "int8") for batch in (1, 4))
     assert four.memory_ms == one.memory_ms
     assert four.compute_ms == pytest.approx(4 * one.compute_ms)
 
@@ -58,13 +62,13 @@ def test_batch_multiplies_the_arithmetic_and_not_the_weights() -> None:
 def test_weights_that_fit_in_the_cache_are_read_at_its_bandwidth() -> None:
     cached = peaks(cache_bytes=32 * 2**20, cache_read_gb_per_s=200.0)
     # MiniLM's 10.6 MB of int8 weights fit, its 42 MB in fp32 do not.
-    assert floor_ms(MINILM, 8, 1, cached, "int8").memory_ms == pytest.approx(MINILM.weights / 200e9 * 1e3)
-    assert floor_ms(MINILM, 8, 1, cached, "fp32").memory_ms == pytest.approx(4 * MINILM.weights / 68e9 * 1e3)
+    assert floor_of(MINILM, 8, 1, cached, "int8").memory_ms == pytest.approx(MINILM.weights / 200e9 * 1e3)
+    assert floor_of(MINILM, 8, 1, cached, "fp32").memory_ms == pytest.approx(4 * MINILM.weights / 68e9 * 1e3)
 
 
 def test_arithmetic_that_the_machine_lacks_has_no_floor() -> None:
-    with pytest.raises(MeasureError, match="bf16: this machine has no bf16 products; it has fp32, int8: name one of these"):
-        floor_ms(LARGE, 8, 1, peaks(), "bf16")
+    with pytest.raises(MeasureError, match="bf16: this machine has no bf16 products; use fp32 or int8"):
+        floor_of(LARGE, 8, 1, peaks(), "bf16")
 
 
 # Measuring.
@@ -133,8 +137,8 @@ def test_cache_that_the_kernel_does_not_show_counts_as_none(tmp_path: Path) -> N
 
 
 def test_probe_of_this_machine_finds_every_figure_and_survives_json() -> None:
-    heard: list[str] = []
-    found = probe(1, lambda message, share: heard.append(message))
+    reported: list[str] = []
+    found = probe(1, lambda message, share: reported.append(message))
     assert ProbeResult.model_validate_json(found.model_dump_json()) == found
     expected = {"fp32", "int8", *(["bf16"] if found.machine.has_bf16 else [])}
     assert set(found.peaks.gemm_tops) == expected
@@ -143,4 +147,4 @@ def test_probe_of_this_machine_finds_every_figure_and_survives_json() -> None:
     # Each peak is its figure's best round, so no middle one is above it.
     for name, peak in found.peaks.gemm_tops.items():
         assert peak >= found.peaks.medians[name] > 0
-    assert "reading memory" in heard
+    assert "reading memory" in reported

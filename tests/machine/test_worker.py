@@ -5,6 +5,7 @@ import select
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 
 from optbench import errors
 from optbench.errors import MachineError, StepError
+from optbench.machine.progress import Progress
 from optbench.machine.worker import Worker, peak_rss_bytes
 from tests.machine import worker_targets
 
@@ -48,7 +50,7 @@ def test_error_comes_back_as_its_own_class_with_its_own_words(name: str) -> None
         assert str(caught.value) == "where: what; do this"
 
 
-def test_after_an_error_the_next_request_begins_anew() -> None:
+def test_after_an_error_the_next_request_starts_again() -> None:
     with start("fail") as worker:
         with pytest.raises(StepError):
             worker.request({"class": "StepError", "words": "once"})
@@ -68,8 +70,11 @@ def test_bug_keeps_the_traceback_of_the_child() -> None:
     assert "worker_targets.py" in str(caught.value)
 
 
-def test_target_that_does_not_exist_is_a_bug_that_names_it() -> None:
-    with start("no_such_function") as worker, pytest.raises(RuntimeError, match="no_such_function"):
+def test_function_that_is_not_at_the_top_of_its_module_is_a_bug_that_names_it() -> None:
+    def nested(payload: dict[str, Any], progress: Progress) -> Iterator[Any]:
+        yield
+
+    with Worker(nested, {}) as worker, pytest.raises(RuntimeError, match="nested"):
         worker.request({})
 
 
@@ -118,7 +123,7 @@ def test_progress_that_nobody_wants_is_dropped() -> None:
 def test_killed_child_is_an_error_that_speaks_of_memory() -> None:
     with start("end_by", {"signal": signal.SIGKILL}) as worker, pytest.raises(MachineError) as caught:
         worker.request({})
-    assert "SIGKILL, usually by the kernel for want of memory: close other programs" in str(caught.value)
+    assert "SIGKILL, usually by the kernel when memory runs out: close other programs" in str(caught.value)
     assert "last words" in str(caught.value)
 
 

@@ -127,7 +127,7 @@ def test_broken_vectors_are_an_error_that_names_the_text(bad: float) -> None:
 
 
 def test_wrong_number_of_vectors_is_an_error() -> None:
-    with pytest.raises(MeasureError, match=r"shape \(1, 2\) for 2 texts"):
+    with pytest.raises(MeasureError, match=r"shape \(1, 2\); expected \(2, dimension\)"):
         embed_texts(lambda texts, side: np.ones((1, 2), dtype=np.float32), ["a", "b"], "query")
 
 
@@ -178,6 +178,14 @@ def test_shares_of_spearman_spread_as_its_bootstrap_does() -> None:
     error = spearman_by_pair(similarity, scores).std(ddof=1) / 300**0.5
     # A standard deviation from 1,000 draws is itself known to 2.2 %, and the jackknife's bias is of the order 1/300: 4 errors.
     assert error == pytest.approx(np.std(resampled), rel=0.1)
+
+
+def test_shares_of_spearman_are_the_jackknife_with_each_pair_ranked_without() -> None:
+    similarity, scores = (values.round(1) for values in correlated(30, 3))
+    whole = stats.spearmanr(similarity, scores).statistic
+    without = [stats.spearmanr(np.delete(similarity, pair), np.delete(scores, pair)).statistic for pair in range(30)]
+    pseudo = 30 * whole - 29 * np.array(without)
+    np.testing.assert_allclose(spearman_by_pair(similarity, scores), pseudo - pseudo.mean() + whole, atol=1e-9)
 
 
 def test_constant_similarity_ranks_nothing() -> None:

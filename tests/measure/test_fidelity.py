@@ -37,7 +37,7 @@ def test_broken_row_counts_as_the_worst_it_could_be(bad: float, cosine: float) -
 
 
 def test_broken_reference_is_an_error() -> None:
-    with pytest.raises(MeasureError, match="the reference gave NaN, infinity or zero for 1 of 2 texts, first text 1"):
+    with pytest.raises(MeasureError, match="the reference is NaN, infinite or zero for 1 of 2 texts, first text 1"):
         measure_fidelity([[1.0, 0.0], [np.nan, 0.0]], [[1.0, 0.0], [1.0, 0.0]])
 
 

@@ -1,4 +1,4 @@
-"""The intervals against known truths: a small, seeded version of bench/simulate_intervals.py, which prints more."""
+"""The intervals against known truths: a small, seeded version of bench/studies/simulate_intervals.py, which prints more."""
 
 import math
 
@@ -7,9 +7,9 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
-from bench import simulate_intervals as bench
+from bench.studies import simulate_intervals as bench
 from optbench.errors import MeasureError
-from optbench.measure.settling import SETTLING_PROBABILITY, further
+from optbench.measure.sample_size import SETTLING_PROBABILITY, samples_needed
 from optbench.measure.statistics import Interval, Observed, ratio_interval, unpaired_ratio_interval
 
 RUNS = 300
@@ -107,39 +107,39 @@ def test_quotient_widens_by_what_lies_between_runs() -> None:
 
 @pytest.mark.parametrize("broken", [[1.0], [1.0, 0.0], [1.0, float("nan")]])
 def test_quotient_of_unfit_runs_is_refused(broken: list[float]) -> None:
-    with pytest.raises(MeasureError, match="2 at least, all positive, are wanted"):
+    with pytest.raises(MeasureError, match="expected at least 2, all positive"):
         unpaired_ratio_interval([1.0, 1.0], broken)
 
 
-def test_settled_wants_nothing_further() -> None:
-    assert further(interval(0.0, 0.01, 100), -0.01) == 0
-    assert further(interval(-0.03, 0.01, 100), -0.01) == 0
+def test_settled_interval_needs_no_more_samples() -> None:
+    assert samples_needed(interval(0.0, 0.01, 100), -0.01) == 0
+    assert samples_needed(interval(-0.03, 0.01, 100), -0.01) == 0
 
 
 def test_estimate_on_the_limit_wants_sixty_times_the_queries() -> None:
     # With N queries in all the estimate has moved by an error of sqrt(1/100 - 1/N), and is within 1.96 sqrt(1/N) of the limit with a
     # chance of 20 % where that is 0.2533 of it: N = 100 ((1.96 / 0.2533)^2 + 1) = 6087. Two digits of what is missing.
-    assert further(interval(-0.01, 0.02, 100), -0.01) == 6000
+    assert samples_needed(interval(-0.01, 0.02, 100), -0.01) == 6000
 
 
 def test_nearer_the_limit_wants_more_and_below_it_as_many_as_above() -> None:
-    wanted = [further(interval(-0.01 + distance, 0.02, 99), -0.01) for distance in (0.015, 0.01, 0.005, -0.005)]
+    wanted = [samples_needed(interval(-0.01 + distance, 0.02, 99), -0.01) for distance in (0.015, 0.01, 0.005, -0.005)]
     assert wanted[0] < wanted[1] < wanted[2] == wanted[3]
 
 
 def test_further_queries_look_at_the_end_that_faces_the_limit() -> None:
     skewed = Interval(point=-0.005, low=-0.02, high=0.0, confidence=0.95, n=100, of="queries")
-    assert further(skewed, -0.01) > 3 * further(skewed, -0.001) > 0
+    assert samples_needed(skewed, -0.01) > 3 * samples_needed(skewed, -0.001) > 0
 
 
 def test_too_few_rounds_want_at_least_those_that_bound_a_median() -> None:
-    assert further(interval(2.0, 0.01, 3, of="rounds", bounded=False), 1.0) == 5
-    assert further(interval(2.0, 0.0, 5, of="rounds", bounded=False), 1.0) == 5
+    assert samples_needed(interval(2.0, 0.01, 3, of="rounds", bounded=False), 1.0) == 5
+    assert samples_needed(interval(2.0, 0.0, 5, of="rounds", bounded=False), 1.0) == 5
 
 
 def test_processes_are_counted_one_by_one_and_students_quantile_falls_with_them() -> None:
     # Two processes reach 12.7 standard errors, three 4.3: one more does far more than a quarter's worth.
-    assert further(interval(2.5, 0.6, 2, of="processes"), 2.0) == 1
+    assert samples_needed(interval(2.5, 0.6, 2, of="processes"), 2.0) == 1
 
 
 def test_what_is_asked_for_settles_it_as_often_as_promised() -> None:

@@ -4,10 +4,12 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from optbench.artifact.folder import Artifact, Kind
+from optbench.artifact.folder import Artifact
+from optbench.artifact.manifest import Kind
 from optbench.engines import OnnxRuntime, OpenVino
 from optbench.errors import EngineError
-from optbench.measure.latency import WARM_RUNS_MAX, Cell, measure_latency, measure_serving, price_folders, warm_until_stable
+from optbench.measure.latency import WARM_RUNS_MAX, measure_latency, measure_serving, time_candidates, warm_until_stable
+from optbench.measure.subject import Subject
 
 MakeArtifact = Callable[..., Artifact]
 
@@ -40,15 +42,15 @@ def test_slow_runs_end_by_the_clock() -> None:
     assert not stable
 
 
-def cell(artifact: Artifact, label: str) -> Cell:
+def subject(artifact: Artifact, label: str = "") -> Subject:
     engine = OpenVino(threads=1) if artifact.kind is Kind.OPENVINO else OnnxRuntime(threads=1)
-    return Cell(label=label, kind=artifact.kind, path=artifact.path, sha256=artifact.sha256, engine=engine)
+    return Subject(artifact, engine, label=label)
 
 
-def test_every_cell_has_every_round_whatever_the_number_of_processes(make_artifact: MakeArtifact) -> None:
-    cells = [cell(make_artifact(Kind.ONNX), "a"), cell(make_artifact(Kind.OPENVINO), "b")]
+def test_every_subject_has_every_round_whatever_the_number_of_processes(make_artifact: MakeArtifact) -> None:
+    subjects = [subject(make_artifact(Kind.ONNX), "a"), subject(make_artifact(Kind.OPENVINO), "b")]
     shares: list[float] = []
-    timings = measure_latency(cells, [16, 8], rounds=5, processes=2, progress=lambda message, share: shares.append(share or 0.0))
+    timings = measure_latency(subjects, [16, 8], rounds=5, processes=2, progress=lambda message, share: shares.append(share or 0.0))
     assert [timing.label for timing in timings] == ["a", "b"]
     for timing in timings:
         assert list(timing.samples_ns) == [8, 16]
@@ -60,22 +62,21 @@ def test_every_cell_has_every_round_whatever_the_number_of_processes(make_artifa
     assert all(0 <= share <= 1 for share in shares)
 
 
-def test_price_has_every_length_of_every_folder(make_artifact: MakeArtifact) -> None:
+def test_candidates_are_timed_at_every_length(make_artifact: MakeArtifact) -> None:
     folder = make_artifact(Kind.ONNX).path
-    prices = price_folders(Kind.ONNX, [folder, folder], OnnxRuntime(threads=1), [4, 8], rounds=3)
-    assert [sorted(price) for price in prices] == [[4, 8], [4, 8]]
-    assert all(ms > 0 for price in prices for ms in price.values())
+    times = time_candidates(Kind.ONNX, [folder, folder], OnnxRuntime(threads=1), [4, 8], rounds=3)
+    assert [sorted(candidate) for candidate in times] == [[4, 8], [4, 8]]
+    assert all(ms > 0 for candidate in times for ms in candidate.values())
 
 
 def test_an_engine_that_cannot_open_is_an_error_with_its_reason(make_artifact: MakeArtifact) -> None:
-    artifact = make_artifact(Kind.OPENVINO)
-    broken = Cell(label="x", kind=artifact.kind, path=artifact.path, sha256=artifact.sha256, engine=OnnxRuntime())
+    broken = Subject(make_artifact(Kind.OPENVINO), OnnxRuntime())
     with pytest.raises(EngineError, match="OnnxRuntime opens onnx"):
         measure_latency([broken], [8], rounds=3)
 
 
 def test_serving_times_each_text_once(make_artifact: MakeArtifact) -> None:
-    times = measure_serving(make_artifact(Kind.OPENVINO), OpenVino(threads=1), ["red shoe", "desk"], "query")
+    times = measure_serving(subject(make_artifact(Kind.OPENVINO)), ["red shoe", "desk"], "query")
     assert times.tokens == (4, 3)
     assert len(times.tokenize_ns) == len(times.embed_ns) == len(times.encode_ns) == 2
     assert min(times.tokenize_ns) > 0

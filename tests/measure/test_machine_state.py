@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from optbench.measure.machine_state import check_environment
+from optbench.measure.machine_state import check_machine_state
 
 Tree = Callable[..., Path]
 
@@ -31,14 +31,14 @@ def check(root: Path, later: str = QUIET) -> tuple[str, ...]:
     def pause(seconds: float) -> None:
         (root / "proc/stat").write_text(later)
 
-    return check_environment(root, pause)
+    return check_machine_state(root, pause)
 
 
 def test_machine_that_shows_nothing_is_passed_over(tmp_path: Path) -> None:
     def pause(seconds: float) -> None:
         raise AssertionError("nothing to watch, so nothing to wait for")
 
-    assert check_environment(tmp_path, pause) == ()
+    assert check_machine_state(tmp_path, pause) == ()
 
 
 def test_quiet_machine_gives_no_warning(tree: Tree) -> None:
@@ -75,7 +75,7 @@ def test_turbo_is_told_for_each_driver(tree: Tree, name: str, on: str, off: str)
 def test_throttling_is_told_of_the_hottest_core(tree: Tree) -> None:
     root = tree(CPUS__cpu0__thermal_throttle__core_throttle_count="3", CPUS__cpu1__thermal_throttle__core_throttle_count="41")
     (sentence,) = check(root)
-    assert "slowed down 41 times since boot" in sentence
+    assert "throttled 41 times since boot" in sentence
 
 
 @pytest.mark.parametrize(("quota", "warned"), [("150000 100000", True), ("200000 100000", False), ("max 100000", False)])
@@ -88,7 +88,7 @@ def test_quota_that_is_not_whole_cpus_is_told(tree: Tree, quota: str, warned: bo
 
 def test_memory_in_swap_is_told(tree: Tree) -> None:
     (sentence,) = check(tree(PROC__meminfo="SwapTotal: 1000000 kB\nSwapFree: 500000 kB"))
-    assert sentence == "512 MB of memory lie in swap; close programs until the models fit"
+    assert sentence == "512 MB are swapped out; close programs until the models fit in memory"
 
 
 @pytest.mark.parametrize("meminfo", ["SwapTotal: 0 kB\nSwapFree: 0 kB", "SwapTotal: 10 kB", "SwapTotal: x kB\nSwapFree: y kB", ""])
@@ -99,7 +99,7 @@ def test_no_swap_or_none_shown_is_no_warning(tree: Tree, meminfo: str) -> None:
 def test_other_programs_are_told_with_their_share(tree: Tree) -> None:
     # 50 ticks later: 10 of user, 2 of system, 38 idle.
     (sentence,) = check(tree(PROC__stat=QUIET), "cpu  1010 0 202 8038 100 0 10 0 0 0\n")
-    assert sentence == "other programs kept the CPUs 24 % busy just before; stop them and measure again"
+    assert sentence == "other programs kept the CPUs 24 % busy just before the measurement; stop them and measure again"
 
 
 def test_clock_that_did_not_tick_is_no_warning(tree: Tree) -> None:
@@ -108,7 +108,7 @@ def test_clock_that_did_not_tick_is_no_warning(tree: Tree) -> None:
 
 def test_stolen_time_is_told_and_is_not_other_programs(tree: Tree) -> None:
     (sentence,) = check(tree(PROC__stat="cpu  100 0 0 850 0 0 0 50 0 0\n"), "cpu  100 0 0 890 0 0 0 60 0 0\n")
-    assert sentence.startswith("the hypervisor has taken 5.0 % of the CPU time since boot")
+    assert sentence.startswith("the hypervisor has stolen 5.0 % of the CPU time since boot")
 
 
 @pytest.mark.parametrize("stat", ["cpu 1 2 3\n", "intr 5\n", "cpu a b c d e f g h i\n", ""])
@@ -118,5 +118,5 @@ def test_broken_stat_is_passed_over(tree: Tree, stat: str) -> None:
 
 def test_this_machine_is_read_without_an_error() -> None:
     waited: list[float] = []
-    assert all(isinstance(sentence, str) for sentence in check_environment(pause=waited.append))
+    assert all(isinstance(sentence, str) for sentence in check_machine_state(pause=waited.append))
     assert waited == [0.25]

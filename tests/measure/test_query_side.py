@@ -1,6 +1,7 @@
 """A model beside the fp32 base: all its own, its queries in the base's index, and how much of the top ten stays."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -45,6 +46,12 @@ def test_model_equal_to_the_base_keeps_everything() -> None:
     assert result.overlap == result.query_side.overlap == {"q": 1.0, "other": 1.0}
 
 
+def test_ten_documents_remain_once_a_query_is_left_out_of_its_own_results() -> None:
+    # "d1" as a query lies on its own document; the tenth of the others is d11.
+    data = replace(DATA, queries={"d1": "d1"}, relevance={"d1": {"d11": 1}}, without_itself=True)
+    assert measure_accuracy(BASE, data).mean("R@10") == 1.0
+
+
 def test_query_side_takes_the_documents_of_the_base_and_the_queries_of_the_model() -> None:
     # The model turns the documents round and leaves the queries: its own ranking is upside down, its queries alone are as before.
     turned = on_circle({**{name: 21.0 - angle for name, angle in DOCUMENTS.items()}, "query": 0.0, "other": 21.0})
@@ -85,13 +92,13 @@ def test_documents_of_another_dimension_than_the_queries_are_refused() -> None:
     def uneven(texts: Sequence[str], side: str) -> NDArray[np.float32]:
         return np.ones((len(texts), 2 if side == "query" else 3), dtype=np.float32)
 
-    with pytest.raises(MeasureError, match=r"circle: document vectors have shape \(20, 3\), \(20, 2\) wanted"):
+    with pytest.raises(MeasureError, match=r"circle: document vectors have shape \(20, 3\); expected \(20, 2\)"):
         measure_accuracy(uneven, DATA)
 
 
 @pytest.mark.parametrize("rows", [19, 21])
 def test_index_of_too_few_or_too_many_documents_is_refused(rows: int) -> None:
-    with pytest.raises(MeasureError, match=rf"circle: document vectors have shape \({rows}, 2\), \(20, 2\) wanted"):
+    with pytest.raises(MeasureError, match=rf"circle: document vectors have shape \({rows}, 2\); expected \(20, 2\)"):
         measure_accuracy(BASE, DATA, document_embeddings=np.ones((rows, 2), dtype=np.float32))
 
 

@@ -9,13 +9,24 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from optbench.artifact.folder import Artifact, Kind, copy_companions, seal
+from optbench.artifact.folder import Artifact, copy_companions, seal
+from optbench.artifact.manifest import Kind
 from optbench.engines import Engine, OnnxRuntime, OpenVino, Torch
 from optbench.errors import EngineError, MeasureError
-from optbench.machine.cpu import read_machine, usable_threads
-from optbench.measure import stability as stability_module
+from optbench.machine.cpu import Isa, read_machine, usable_threads
+from optbench.measure import subject as subject_module
 from optbench.measure.fidelity import Fidelity
-from optbench.measure.stability import NEXT_STEP, ONE_SCALE, STABILITY_COLUMNS, Stability, StabilityRow, measure_stability, stability_rows
+from optbench.measure.stability import (
+    NEXT_STEP,
+    ONE_SCALE,
+    STABILITY_COLUMNS,
+    Stability,
+    StabilityRow,
+    StabilityTexts,
+    measure_stability,
+    stability_rows,
+)
+from optbench.measure.subject import Subject
 from optbench.measure.top_changes import TopChanges, compare_tops, top_results
 from optbench.steps.base import StepContext
 from optbench.steps.quantize_dynamic import QuantizeDynamic
@@ -31,6 +42,13 @@ TEXTS = [" ".join(WORDS[(3 * start + step) % len(WORDS)] for step in range(1 + s
 STEADY_FP32 = 1 - 1e-5
 # The cosine of a vector with itself: 32 products and sums in float64.
 SAME = 1e-14
+
+
+def measure(
+    artifact: Artifact, engine: Engine, texts: list[str], *, documents: Vectors | None = None, isa: Isa | None = None, **options: Any
+) -> Stability:
+    """The stability of an artifact in an engine, on these texts as queries."""
+    return measure_stability(Subject(artifact, engine, isa), StabilityTexts(texts, documents=documents), **options)
 
 
 def unit(*degrees: float) -> Vectors:
@@ -100,7 +118,7 @@ def left_out(stability: Stability) -> dict[str, str]:
     return {each.condition: each.left_out for each in stability.rows if each.fidelity is None}
 
 
-BATCHES = ["batch of 20, mixed lengths", "beside 7 of like length", "beside 7 of other lengths"]
+BATCHES = ["batch of 20, mixed lengths", "batch of 8, similar lengths", "batch of 8, mixed lengths"]
 
 
 @pytest.mark.parametrize(
@@ -110,7 +128,7 @@ def test_fp32_is_steady_under_every_condition(make_artifact: MakeArtifact, engin
     # Two threads can be asked for on any machine; documents of the model's dimension, seeded.
     documents = np.random.default_rng(0).standard_normal((50, 32)).astype(np.float32)
     documents /= np.linalg.norm(documents, axis=1, keepdims=True)
-    stability = measure_stability(make_artifact(kind), engine, TEXTS, documents=documents, threads=(1, 2))
+    stability = measure(make_artifact(kind), engine, TEXTS, documents=documents, threads=(1, 2))
     worst = measured(stability)
     assert list(worst) == ["again, in reverse order", "padded on the right", *BATCHES, "2 threads"]
     assert worst["again, in reverse order"] == pytest.approx(1, abs=SAME)
@@ -120,16 +138,16 @@ def test_fp32_is_steady_under_every_condition(make_artifact: MakeArtifact, engin
     # Rounding swaps neighbors whose cosines agree to seven digits; among 50 at random there are none.
     assert [each.top for each in stability.rows if each.fidelity] == [TopChanges(other_documents=0, other_order=0)] * len(worst)
     assert (stability.n_texts, stability.n_documents) == (20, 50)
-    assert left_out(stability)["1 thread"] == "the reference runs on 1 thread"
+    assert left_out(stability)["1 thread"] == "the reference already runs on 1 thread"
     assert stability.reference == "each text alone, 1 thread"
 
 
 def test_openvino_is_steady_on_a_smaller_instruction_set(make_artifact: MakeArtifact) -> None:
     engine = OpenVino(threads=1)
-    stability = measure_stability(make_artifact(Kind.OPENVINO), engine, TEXTS, isas=("avx2", read_machine().isa), threads=())
+    stability = measure(make_artifact(Kind.OPENVINO), engine, TEXTS, isas=("avx2", read_machine().isa), threads=())
     worst, reasons = measured(stability), left_out(stability)
     assert min(worst.values()) > STEADY_FP32
-    assert reasons[f"as {read_machine().isa}"] == "the reference runs as it"
+    assert reasons[f"as {read_machine().isa}"] == f"the reference already runs on {read_machine().isa}"
     if "avx2" not in read_machine().flags:
         assert "this CPU lacks avx2" in reasons["as avx2"]
     elif read_machine().isa != "avx2":
@@ -141,8 +159,8 @@ class FakeWorker:
 
     started: ClassVar[list[tuple[int, dict[str, str] | None]]] = []
 
-    def __init__(self, target: str, payload: dict[str, Any], environment: dict[str, str] | None = None) -> None:
-        self.started.append((payload["engine"]["threads"], environment))
+    def __init__(self, function: Any, payload: dict[str, Any], environment: dict[str, str] | None = None) -> None:
+        self.started.append((payload["subject"]["engine"]["threads"], environment))
 
     def request(self, message: dict[str, Any], on_progress: Any) -> dict[str, Any]:
         return {"vectors": [[1.0, 0.0]] * len(TEXTS)}
@@ -157,28 +175,28 @@ class FakeWorker:
 def test_each_thread_count_and_instruction_set_has_a_process_of_its_own(
     make_artifact: MakeArtifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stability_module, "Worker", FakeWorker)
+    monkeypatch.setattr(subject_module, "Worker", FakeWorker)
     monkeypatch.setattr(FakeWorker, "started", [])
     engine = OpenVino(threads=2)
-    measure_stability(make_artifact(Kind.OPENVINO), engine, TEXTS, threads=(1, 2, 3), isa="avx2", isas=("sse4_1", "avx2"))
-    held, smaller = engine.environment("avx2"), engine.environment("sse4_1")
+    measure(make_artifact(Kind.OPENVINO), engine, TEXTS, threads=(1, 2, 3), isa="avx2", isas=("sse4_1", "avx2"))
+    held, smaller = engine.isa_variables("avx2"), engine.isa_variables("sse4_1")
     assert FakeWorker.started == [(2, held), (1, held), (3, held), (2, smaller)]
 
 
 def test_instruction_set_that_the_engine_refuses_is_left_out_with_its_words(make_artifact: MakeArtifact) -> None:
-    stability = measure_stability(make_artifact(Kind.ONNX), OnnxRuntime(threads=1), TEXTS, isas=("sse4_1",), threads=())
-    assert left_out(stability)["as sse4_1"].startswith("isa sse4_1: onnxruntime picks its kernels by what the CPU has")
+    stability = measure(make_artifact(Kind.ONNX), OnnxRuntime(threads=1), TEXTS, isas=("sse4_1",), threads=())
+    assert left_out(stability)["as sse4_1"].startswith("isa sse4_1: onnxruntime selects its kernels by the CPU")
 
 
 def test_threads_that_the_engine_refuses_are_left_out_with_its_words(make_artifact: MakeArtifact) -> None:
-    stability = measure_stability(make_artifact(Kind.OPENVINO), OpenVino(threads=1), TEXTS, threads=(1000,))
+    stability = measure(make_artifact(Kind.OPENVINO), OpenVino(threads=1), TEXTS, threads=(1000,))
     reason = left_out(stability)["1000 threads"]
     assert "not 1000; lower threads" in reason
     assert "\n" not in reason
 
 
 def test_left_out_threads_are_one_and_all_that_may_be_used(make_artifact: MakeArtifact) -> None:
-    stability = measure_stability(make_artifact(Kind.ONNX), OnnxRuntime(), TEXTS)
+    stability = measure(make_artifact(Kind.ONNX), OnnxRuntime(), TEXTS)
     rows = [each for each in stability.rows if each.changes == "threads"]
     assert [each.condition for each in rows] == ["1 thread"]
     # On a machine with one core there is nothing to compare, and the row says so.
@@ -196,7 +214,7 @@ def test_left_out_threads_are_one_and_all_that_may_be_used(make_artifact: MakeAr
 def test_padding_on_the_left_is_measured_where_positions_and_pooling_skip_it(
     make_artifact: MakeArtifact, architecture: str, pooling: str, reason: str | None
 ) -> None:
-    stability = measure_stability(make_artifact(Kind.ONNX, architecture, pooling), OnnxRuntime(threads=1), TEXTS, threads=())
+    stability = measure(make_artifact(Kind.ONNX, architecture, pooling), OnnxRuntime(threads=1), TEXTS, threads=())
     if reason is None:
         assert measured(stability)["padded on the left"] > STEADY_FP32
     else:
@@ -205,8 +223,8 @@ def test_padding_on_the_left_is_measured_where_positions_and_pooling_skip_it(
 
 def test_texts_without_room_for_padding_leave_it_out(make_artifact: MakeArtifact) -> None:
     long = [" ".join([WORDS[start % len(WORDS)]] * 70) for start in range(16)]
-    stability = measure_stability(make_artifact(Kind.ONNX), OnnxRuntime(threads=1), long, threads=())
-    assert "every text fills the model's longest input, 64 tokens" in left_out(stability)["padded on the right"]
+    stability = measure(make_artifact(Kind.ONNX), OnnxRuntime(threads=1), long, threads=())
+    assert "every text has the model's maximum of 64 tokens" in left_out(stability)["padded on the right"]
 
 
 @pytest.fixture
@@ -217,7 +235,7 @@ def dynamic_int8(make_artifact: MakeArtifact, make_context: Callable[..., StepCo
 
 
 def test_dynamic_int8_is_caught_in_batches_and_explained(dynamic_int8: Artifact) -> None:
-    stability = measure_stability(dynamic_int8, OnnxRuntime(threads=1), TEXTS, threads=())
+    stability = measure(dynamic_int8, OnnxRuntime(threads=1), TEXTS, threads=())
     caught = {each.condition: each for each in stability.below(0.9999)}
     assert set(caught) & set(BATCHES)
     assert {each.explanation for each in caught.values()} == set(stability.explanations) == {ONE_SCALE}
@@ -253,7 +271,7 @@ def batch_mean_added(make_artifact: MakeArtifact, tmp_path: Path) -> Artifact:
 
 
 def test_model_whose_embeddings_depend_on_the_batch_is_caught_there_and_nowhere_else(batch_mean_added: Artifact) -> None:
-    stability = measure_stability(batch_mean_added, OnnxRuntime(threads=1), TEXTS, threads=())
+    stability = measure(batch_mean_added, OnnxRuntime(threads=1), TEXTS, threads=())
     assert [each.condition for each in stability.below(0.99)] == BATCHES
     assert measured(stability)["padded on the right"] > STEADY_FP32
     # Nothing in the graph quantizes, so dynamic int8 is not blamed.
@@ -262,31 +280,29 @@ def test_model_whose_embeddings_depend_on_the_batch_is_caught_there_and_nowhere_
 
 def test_progress_names_the_condition_and_grows(make_artifact: MakeArtifact) -> None:
     said: list[tuple[str, float | None]] = []
-    measure_stability(
-        make_artifact(Kind.ONNX), OnnxRuntime(threads=1), TEXTS, threads=(), progress=lambda words, share: said.append((words, share))
-    )
+    measure(make_artifact(Kind.ONNX), OnnxRuntime(threads=1), TEXTS, threads=(), progress=lambda words, share: said.append((words, share)))
     shares = [share for _, share in said if share is not None]
     assert said[0] == ("stability: reference", 0.0)
-    assert "stability: beside 7 of like length" in {words for words, _ in said}
+    assert "stability: batch of 8, similar lengths" in {words for words, _ in said}
     assert shares == sorted(shares)
     assert 0.8 < shares[-1] < 1
 
 
 def test_too_few_texts_are_refused(make_artifact: MakeArtifact) -> None:
-    with pytest.raises(MeasureError, match="stability: 15 texts; at least 16 are wanted"):
-        measure_stability(make_artifact(Kind.ONNX), OnnxRuntime(), TEXTS[:15])
+    with pytest.raises(MeasureError, match="stability: 15 texts; expected at least 16"):
+        measure(make_artifact(Kind.ONNX), OnnxRuntime(), TEXTS[:15])
 
 
 def test_threads_below_one_are_refused(make_artifact: MakeArtifact) -> None:
     with pytest.raises(MeasureError, match="stability: 0 threads"):
-        measure_stability(make_artifact(Kind.ONNX), OnnxRuntime(), TEXTS, threads=(1, 0))
+        measure(make_artifact(Kind.ONNX), OnnxRuntime(), TEXTS, threads=(1, 0))
 
 
 def test_documents_of_another_dimension_are_refused(make_artifact: MakeArtifact) -> None:
-    with pytest.raises(MeasureError, match=r"document vectors have shape \(3, 7\), \(documents, 32\) wanted"):
-        measure_stability(make_artifact(Kind.ONNX), OnnxRuntime(threads=1), TEXTS, documents=np.ones((3, 7), dtype=np.float32))
+    with pytest.raises(MeasureError, match=r"document vectors have shape \(3, 7\); expected \(documents, 32\)"):
+        measure(make_artifact(Kind.ONNX), OnnxRuntime(threads=1), TEXTS, documents=np.ones((3, 7), dtype=np.float32))
 
 
 def test_engine_that_cannot_open_the_artifact_says_so(make_artifact: MakeArtifact) -> None:
     with pytest.raises(EngineError, match="is onnx, but Torch opens checkpoint"):
-        measure_stability(make_artifact(Kind.ONNX), Torch(), TEXTS)
+        measure(make_artifact(Kind.ONNX), Torch(), TEXTS)

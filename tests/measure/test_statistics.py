@@ -7,7 +7,7 @@ from scipy import stats
 
 from optbench.errors import MeasureError
 from optbench.measure.statistics import (
-    noise_doubts,
+    noise_warnings,
     paired_relative_change,
     percentile_interval,
     process_rounds,
@@ -83,7 +83,7 @@ def test_interval_holds_the_true_change_as_often_as_it_claims(loss: float) -> No
     ("before", "after", "message"),
     [
         ({"a": 1.0, "b": 1.0}, {"a": 1.0, "c": 1.0}, "2 queries are in one result only, 'b' first"),
-        ({"a": 1.0}, {"a": 1.0}, "1 queries; an interval needs 2"),
+        ({"a": 1.0}, {"a": 1.0}, "1 queries; an interval needs at least 2"),
         ({"a": 1.0, "b": 1.0}, {"a": 1.0, "b": float("nan")}, "a value is NaN"),
         ({"a": 0.0, "b": 0.0}, {"a": 1.0, "b": 1.0}, "the baseline's mean is zero or less"),
     ],
@@ -220,26 +220,26 @@ def test_rounds_that_cannot_be_paired_are_refused(baseline: list[list[float]], c
 
 def test_steady_rounds_leave_no_doubt() -> None:
     generator = np.random.default_rng(0)
-    assert noise_doubts([generator.normal(1000, 10, 5) for _ in range(15)]) == []
+    assert noise_warnings([generator.normal(1000, 10, 5) for _ in range(15)]) == []
 
 
 def test_processes_that_differ_are_reported_as_such_and_not_as_load() -> None:
     generator = np.random.default_rng(0)
     rounds = [generator.normal(1400 if turn in (3, 4, 5, 12, 13, 14) else 1000, 10, 5) for turn in range(18)]
-    assert noise_doubts(rounds, processes=6) == [
+    assert noise_warnings(rounds, processes=6) == [
         "the processes of a model differ by more than 20%; more processes would narrow the interval"
     ]
     # Nothing in the same rounds of a single process tells its luck from another program's load.
-    assert "something else used the machine" in noise_doubts(rounds)[0]
+    assert "something else used the machine" in noise_warnings(rounds)[0]
 
 
 def test_rounds_that_scatter_are_reported() -> None:
-    assert noise_doubts([[1000.0], [1300.0]] * 8) == [
+    assert noise_warnings([[1000.0], [1300.0]] * 8) == [
         "the middle half of the rounds spreads over more than 10%; something else used the machine"
     ]
 
 
 def test_rounds_that_drift_are_reported() -> None:
-    assert noise_doubts([[1000.0]] * 8 + [[1080.0]] * 8) == [
+    assert noise_warnings([[1000.0]] * 8 + [[1080.0]] * 8) == [
         "the second half of the rounds is over 5% slower than the first; the clock rate or the load moved"
     ]

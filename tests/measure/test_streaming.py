@@ -1,4 +1,4 @@
-"""A corpus larger than memory: what is held does not grow with it. bench/stream_corpus.py shows a million documents."""
+"""A corpus larger than memory: what is held does not grow with it. bench/studies/stream_corpus.py shows a million documents."""
 
 import tracemalloc
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from optbench.measure import accuracy
 from optbench.measure.accuracy import measure_accuracy
-from optbench.run.measure import sample_texts
+from optbench.run.measure import TaskTexts
 from optbench.tasks import RetrievalData
 
 DOCUMENTS, DIMENSION, WINDOW = 40_000, 64, 1_000
@@ -59,8 +59,8 @@ def test_memory_is_that_of_a_few_windows_and_not_of_the_corpus(data: RetrievalDa
 
 
 def test_sampled_texts_read_no_other_document(data: RetrievalData) -> None:
-    queries, documents = sample_texts([data], 9)
-    assert queries == ["query d7"]
-    assert documents == [f"text of d{number * DOCUMENTS // 8}" for number in range(8)]
+    texts = TaskTexts.sample([data], 9)
+    assert texts.queries == ["query d7"]
+    assert texts.documents == [f"text of d{number * DOCUMENTS // 8}" for number in range(8)]
     assert isinstance(data.documents, Corpus)
     assert data.documents.read == 8

@@ -39,7 +39,7 @@ def test_models_with_one_doubt_share_a_line() -> None:
     assert timing_warnings(timings) == [
         f"fp32, int4 at 8, 16 tokens: {DRIFT}",
         f"int8 at 8 tokens: {DRIFT}",
-        "whole at 8 tokens: warm-up ended without the runs agreeing",
+        "whole at 8 tokens: warm-up ended before consecutive runs agreed",
     ]
 
 

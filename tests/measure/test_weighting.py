@@ -41,6 +41,11 @@ def test_weights_shift_the_mean() -> None:
     assert weighted_mean_change(pairs).point == pytest.approx(-0.03, abs=1e-9)
 
 
+def test_weights_shift_the_mean_of_tasks_with_the_same_queries() -> None:
+    pairs = [pair("a", 0.04, 0.05, seed=1, weight=3.0), pair("b", 0.0, 0.05, seed=2)]
+    assert weighted_mean_change(pairs).point == pytest.approx(-0.03, abs=1e-9)
+
+
 def test_independent_tasks_add_up_by_squares() -> None:
     pairs = [pair("a", 0.01, 0.1, seed=1), pair("b", 0.03, 0.1, seed=2, prefix="b")]
     mean, changes = weighted_mean_change(pairs), [accuracy_change(*each) for each in pairs]

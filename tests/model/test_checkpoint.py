@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from optbench.artifact.folder import Artifact
 from optbench.errors import BaseModelError
-from optbench.model.checkpoint import Body, Description, Prompts, describe, read_body, read_json, read_max_tokens, write_layout
+from optbench.model.body import Body
+from optbench.model.checkpoint import Description, Prompts, describe, read_body, read_json, read_max_tokens, write_layout
 from optbench.model.torch_model import build_module
 
 Change = Callable[[Any], object]
@@ -109,11 +110,11 @@ def test_keys_that_a_config_may_leave_out_get_the_defaults_of_transformers(folde
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("config.json", lambda c: c.update(model_type="deberta"), "model_type 'deberta'; optbench knows bert, xlm-roberta"),
-        ("config.json", lambda c: c.update(model_type=["bert"]), "model_type ['bert']; optbench knows"),
-        ("config.json", lambda c: c.pop("model_type"), "model_type None; optbench knows"),
+        ("config.json", lambda c: c.update(model_type="deberta"), "model_type 'deberta'; optbench supports bert, xlm-roberta"),
+        ("config.json", lambda c: c.update(model_type=["bert"]), "model_type ['bert']; optbench supports"),
+        ("config.json", lambda c: c.pop("model_type"), "model_type None; optbench supports"),
         ("config.json", lambda c: c.update(auto_map={"AutoModel": "evil.Model"}), "auto_map asks to run code from the checkpoint"),
-        ("config.json", lambda c: c.update(transformers_weights="../x.safetensors"), "transformers_weights names a weight file of its own"),
+        ("config.json", lambda c: c.update(transformers_weights="../x.safetensors"), "transformers_weights names another weight file"),
         (
             "config.json",
             lambda c: c.update(quantization_config={"bits": 4}),
@@ -122,7 +123,7 @@ def test_keys_that_a_config_may_leave_out_get_the_defaults_of_transformers(folde
         (
             "config.json",
             lambda c: [c.pop("hidden_size"), c.pop("vocab_size")],
-            "lacks hidden_size, vocab_size; the file is not a whole config",
+            "lacks hidden_size, vocab_size; the config is incomplete",
         ),
         ("config.json", lambda c: c.update(num_hidden_layers=0), "num_hidden_layers is 0: Input should be greater than or equal to 1"),
         ("config.json", lambda c: c.update(hidden_size="32"), "hidden_size is '32': Input should be a valid integer"),
@@ -133,11 +134,11 @@ def test_keys_that_a_config_may_leave_out_get_the_defaults_of_transformers(folde
             "module 'sentence_transformers.models.Dense' cannot",
         ),
         ("modules.json", lambda m: m[0].update(type="evil.Transformer"), "module 'evil.Transformer' cannot be exported"),
-        ("modules.json", lambda m: m.pop(1), "modules Transformer, Normalize; wanted are Transformer, Pooling and perhaps Normalize"),
-        ("modules.json", lambda m: m.append(m[1]), "modules Transformer, Pooling, Normalize, Pooling; wanted"),
-        ("modules.json", lambda m: m.reverse(), "modules Normalize, Pooling, Transformer; wanted"),
-        ("modules.json", lambda m: m.clear(), "modules none; wanted"),
-        ("modules.json", lambda m: m.insert(0, "Transformer"), "a list of modules is wanted"),
+        ("modules.json", lambda m: m.pop(1), "modules Transformer, Normalize; expected Transformer, Pooling and at most one Normalize"),
+        ("modules.json", lambda m: m.append(m[1]), "modules Transformer, Pooling, Normalize, Pooling; expected"),
+        ("modules.json", lambda m: m.reverse(), "modules Normalize, Pooling, Transformer; expected"),
+        ("modules.json", lambda m: m.clear(), "modules none; expected"),
+        ("modules.json", lambda m: m.insert(0, "Transformer"), "expected a list of modules"),
         ("modules.json", lambda m: m[0].update(path="0_Transformer"), "the transformer lies in '0_Transformer'; move its files to the top"),
         ("modules.json", lambda m: m[1].update(path="../other"), "the pooling path '../other' points outside the folder"),
         ("modules.json", lambda m: m[1].update(path="/etc"), "the pooling path '/etc' points outside the folder"),
@@ -158,11 +159,15 @@ def test_keys_that_a_config_may_leave_out_get_the_defaults_of_transformers(folde
             lambda p: p.update(pooling_mode="weightedmean"),
             "pooling_mode_weightedmean; optbench exports mean or cls",
         ),
-        ("1_Pooling/config.json", lambda p: p.update(include_prompt=False), "include_prompt is false: pooling that leaves out"),
-        ("config_sentence_transformers.json", lambda c: c.update(prompts=["query"]), 'prompts ["query"]; texts by name are wanted'),
-        ("config_sentence_transformers.json", lambda c: c.update(prompts={"query": 1}), "texts by name are wanted"),
-        ("sentence_bert_config.json", lambda c: c.update(max_seq_length="many"), "max_seq_length is 'many'; a number of tokens is wanted"),
-        ("sentence_bert_config.json", lambda c: c.update(max_seq_length=-5), "max_seq_length is -5; a number of tokens is wanted"),
+        (
+            "1_Pooling/config.json",
+            lambda p: p.update(include_prompt=False),
+            "include_prompt is false: optbench does not export pooling that leaves out",
+        ),
+        ("config_sentence_transformers.json", lambda c: c.update(prompts=["query"]), 'prompts ["query"]; expected an object of strings'),
+        ("config_sentence_transformers.json", lambda c: c.update(prompts={"query": 1}), "expected an object of strings"),
+        ("sentence_bert_config.json", lambda c: c.update(max_seq_length="many"), "max_seq_length is 'many'; expected a number of tokens"),
+        ("sentence_bert_config.json", lambda c: c.update(max_seq_length=-5), "max_seq_length is -5; expected a number of tokens"),
     ],
 )
 def test_broken_folder_is_an_error_with_file_and_cure(folder: Path, name: str, change: Change, message: str) -> None:
@@ -205,7 +210,7 @@ def test_file_that_is_no_json_is_an_error(tmp_path: Path, content: bytes, messag
 
 def test_json_that_is_no_object_is_an_error(folder: Path) -> None:
     (folder / "config.json").write_text("[]")
-    with pytest.raises(BaseModelError, match=r"config\.json: a JSON list, an object is wanted"):
+    with pytest.raises(BaseModelError, match=r"config\.json: a JSON list, expected an object"):
         read_body(folder)
 
 
@@ -224,7 +229,7 @@ json_values = st.recursive(
 )
 
 
-# The folder is written anew by each example.
+# Each example writes the folder again.
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_whatever_a_folder_says_only_a_base_model_error_comes_out(folder: Path, data: st.DataObject) -> None:
@@ -318,13 +323,15 @@ def test_building_is_quiet_and_leaves_transformers_as_it_was(folder: Path, capfd
 
 def test_pickles_are_never_read(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    with pytest.raises(BaseModelError, match=r"only pytorch_model\.bin, which is a pickle and can run code; optbench reads safetensors"):
+    with pytest.raises(
+        BaseModelError, match=r"only pytorch_model\.bin, which is a pickle and can run code; optbench reads only safetensors"
+    ):
         build_module(folder)
 
 
 def test_folder_without_weights_is_an_error(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
-    with pytest.raises(BaseModelError, match=r"no model\.safetensors; optbench reads safetensors"):
+    with pytest.raises(BaseModelError, match=r"no model\.safetensors; optbench reads only safetensors"):
         build_module(folder)
 
 
@@ -340,7 +347,7 @@ def test_pickle_that_is_called_safetensors_is_an_error(folder: Path) -> None:
 def test_truncated_weights_are_an_error(folder: Path, share: float) -> None:
     path = folder / "model.safetensors"
     os.truncate(path, int(share * path.stat().st_size))
-    with pytest.raises(BaseModelError, match=r"its weights cannot be loaded: .*fetch the model anew"):
+    with pytest.raises(BaseModelError, match=r"its weights cannot be loaded: .*download the model again"):
         build_module(folder)
 
 
@@ -358,7 +365,9 @@ def test_missing_weights_are_counted_and_named(folder: Path) -> None:
     kept = {name: value for name, value in weights.items() if "encoder.layer.1.output" not in name}
     save_file(kept, folder / "model.safetensors", {"format": "pt"})
     missing = len(weights) - len(kept)
-    with pytest.raises(BaseModelError, match=rf"the weights lack encoder\.layer\.1\.output.* \({missing} in all\); fetch the model anew"):
+    with pytest.raises(
+        BaseModelError, match=rf"the weights lack encoder\.layer\.1\.output.* \({missing} in all\); download the model again"
+    ):
         build_module(folder)
 
 

@@ -69,7 +69,7 @@ def test_missing_tokenizer_is_an_error_that_says_how_to_write_it(folder: Path) -
 @pytest.mark.parametrize("content", ["", "{}", "[1, 2", '{"model": {"type": "Unheard"}}', "\x00" * 100])
 def test_broken_tokenizer_is_an_error(folder: Path, content: str) -> None:
     (folder / "tokenizer.json").write_text(content)
-    with pytest.raises(ArtifactError, match=r"tokenizer\.json: not a tokenizer: .*fetch the model anew"):
+    with pytest.raises(ArtifactError, match=r"tokenizer\.json: not a tokenizer: .*download the model again"):
         load_tokenizer(folder)
 
 

@@ -12,16 +12,19 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import MPNetConfig, MPNetModel
 
-from optbench.artifact.folder import Artifact, Kind, LayerSize, open_artifact, seal
-from optbench.base.obtain import Base, obtain_base
+from optbench.artifact.folder import Artifact, open_artifact, seal
+from optbench.artifact.manifest import Kind, LayerSize
+from optbench.base.entry import Base
+from optbench.base.obtain import obtain_base
 from optbench.encoder import load
 from optbench.engines import OnnxRuntime, OpenVino, Torch
 from optbench.errors import BaseModelError
 from optbench.machine.cpu import read_machine
-from optbench.model.checkpoint import Body, Description, Pooling, Prompts, read_body, write_layout
+from optbench.model.body import Body
+from optbench.model.checkpoint import Description, Pooling, Prompts, read_body, write_layout
 from optbench.model.torch_model import build_module, encoder_layers, load_torch_model, resize_layer, save_torch_model
 from optbench.steps import BaseStep
-from optbench.steps.base import StepContext
+from optbench.steps.base import CalibrationTexts, StepContext
 from optbench.steps.convert_openvino import ConvertOpenvino
 from optbench.steps.export_onnx import ExportOnnx
 from optbench.steps.fuse_graph import FuseGraph
@@ -149,11 +152,11 @@ def test_pruned_model_can_be_trained_and_saved_again(tmp_path: Path, pruned: Cal
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"layer_num_attention_heads": [1]}, "layer_heads [1]: 2 sizes of at most 4 are wanted, one a layer"),
-        ({"layer_num_attention_heads": [1, 5]}, "layer_heads [1, 5]: 2 sizes of at most 4 are wanted"),
+        ({"layer_num_attention_heads": [1]}, "layer_heads [1]: expected 2 sizes of at most 4, one per layer"),
+        ({"layer_num_attention_heads": [1, 5]}, "layer_heads [1, 5]: expected 2 sizes of at most 4"),
         ({"layer_intermediate_size": [32, 0]}, "layer_intermediate_size is 0: Input should be greater than or equal to 1"),
         ({"layer_intermediate_size": "32"}, "layer_intermediate_size is '32': Input should be a valid tuple"),
-        ({"layer_position_bias_heads": [[0], [1]]}, "position_bias_heads: one column below 4 is wanted for each head of each layer"),
+        ({"layer_position_bias_heads": [[0], [1]]}, "position_bias_heads: expected one column below 4 for each head of each layer"),
     ],
 )
 def test_sizes_that_do_not_fit_are_an_error(
@@ -173,7 +176,7 @@ def test_weights_of_other_sizes_and_missing_ones_are_errors(tmp_path: Path, prun
     weights = load_file(folder / "model.safetensors")
     short = {name: tensor for name, tensor in weights.items() if "layer.1.output" not in name}
     save_file(short, folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(BaseModelError, match=r"the weights lack encoder\.layer\.1\.output\..* \(4 in all\); fetch the model anew"):
+    with pytest.raises(BaseModelError, match=r"the weights lack encoder\.layer\.1\.output\..* \(4 in all\); download the model again"):
         build_module(folder)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "layer_intermediate_size": [48, 48]}))
@@ -195,7 +198,7 @@ def test_every_step_engine_and_layout_takes_unequal_layers(tmp_path: Path, prune
     exported = run(ExportOnnx(), checkpoint, tmp_path / "export")
     fused = run(FuseGraph.model_validate({"fusions": [{"name": "attention", "keep": "always"}]}), exported, tmp_path / "fuse")
     converted = run(ConvertOpenvino(), exported, tmp_path / "convert")
-    quantized = run(QuantizeStatic(), converted, tmp_path / "quantize", calibration_texts=["red shoe", "oak desk lamp small"])
+    quantized = run(QuantizeStatic(), converted, tmp_path / "quantize", values={CalibrationTexts: ["red shoe", "oak desk lamp small"]})
     ids, mask = IDS.numpy(), MASK.numpy()
     wanted = build_module(checkpoint.path)(IDS, MASK)[1].detach().numpy()
     cells = [(Torch(), checkpoint), (OnnxRuntime(), exported), (OnnxRuntime(), fused), (OpenVino(), converted), (OpenVino(), quantized)]

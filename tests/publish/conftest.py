@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from optbench.artifact.folder import Artifact, Kind
+from optbench.artifact.folder import Artifact
+from optbench.artifact.manifest import Kind
 from optbench.record.record import Record
 from optbench.record.verdict import judge
+from optbench.report.card import render_card
 from optbench.run.apply import export_artifact
 from tests.writable_hub import WritableHub
 
@@ -37,7 +39,9 @@ def make_exported(make_artifact: Callable[..., Artifact], make_record: Callable[
         recipe = record.recipe.model_copy(update={"base": base})
         record = record.model_copy(update={"points": (*record.points[:-1], final), "recipe": recipe})
         (tmp_path / output).mkdir()
-        folder = export_artifact(dataclasses.replace(artifact, weights="real"), record, judge(record), tmp_path / output)
+        folder = export_artifact(
+            dataclasses.replace(artifact, weights="real"), record, tmp_path / output, render_card(record, judge(record))
+        )
         # Its files are links to the session's one tiny model, which a test that tampers must not touch.
         shutil.copytree(folder, tmp_path / output / "copy")
         return tmp_path / output / "copy"

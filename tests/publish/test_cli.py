@@ -8,7 +8,8 @@ from typing import Any
 from typer.testing import CliRunner, Result
 
 from optbench import cli
-from optbench.artifact.folder import Kind, open_artifact
+from optbench.artifact.folder import open_artifact
+from optbench.artifact.manifest import Kind
 from tests.cli.test_json import check_keys
 from tests.publish.test_filesystem import contents
 
@@ -39,7 +40,7 @@ def test_second_publish_says_that_all_is_there(exported: Path, tmp_path: Path) -
     assert "sent config.json" in run("publish", exported, tmp_path / "there").stdout
     again = run("publish", exported, tmp_path / "there")
     assert again.exit_code == 0
-    assert "everything is there already" in again.stdout
+    assert "everything is already there" in again.stdout
 
 
 def test_refusals_exit_as_the_verdict_does(make_exported: Callable[..., Path], tmp_path: Path) -> None:
@@ -48,7 +49,7 @@ def test_refusals_exit_as_the_verdict_does(make_exported: Callable[..., Path], t
     for folder, status, words in (
         (failing, 1, "its verdict is fail"),
         (unsure, 3, "--allow-inconclusive"),
-        (forbidden, 2, "forbids passing on"),
+        (forbidden, 2, "does not allow sharing"),
     ):
         refused = run("publish", folder, tmp_path / "there")
         assert refused.exit_code == status
@@ -76,10 +77,10 @@ def test_verify_exits_1_and_names_every_problem(exported: Path) -> None:
 def test_verify_checks_the_hash_and_the_key_that_are_asked_for(exported: Path) -> None:
     other = run("verify", exported, "--sha256", "0" * 64)
     assert other.exit_code == 1
-    assert f"not {'0' * 64}" in other.stderr
+    assert f"expected {'0' * 64}" in other.stderr
     unsigned = run("verify", exported, "--public-key", "RWQ" + "A" * 53)
     assert unsigned.exit_code == 1
-    assert "is not signed" in unsigned.stderr or "is no minisign public key" in unsigned.stderr
+    assert "not signed" in unsigned.stderr or "not a minisign public key" in unsigned.stderr
 
 
 def test_verify_counts_problems_in_the_singular_and_the_plural(exported: Path) -> None:

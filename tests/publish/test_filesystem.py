@@ -7,7 +7,8 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from optbench.artifact.folder import MANIFEST, open_artifact
+from optbench.artifact.folder import open_artifact
+from optbench.artifact.manifest import MANIFEST
 from optbench.errors import ArtifactError, PublishError
 from optbench.publish import open_destination, publish, pull
 from optbench.publish.filesystem import JOURNAL
@@ -64,7 +65,7 @@ def test_cut_publication_goes_on_with_the_file_that_was_cut(
         sent.append(Path(local).relative_to(exported).as_posix())
 
     monkeypatch.setattr(target._fs, "put_file", cut)  # type: ignore[attr-defined]
-    with pytest.raises(PublishError, match="publishing stopped: cut; mend that and run again"):
+    with pytest.raises(PublishError, match="publishing stopped: cut; fix that and run again"):
         publish(exported, target, silent)
     monkeypatch.undo()
     with pytest.raises(PublishError, match="nothing is published there"):
@@ -91,7 +92,7 @@ def test_newer_artifact_replaces_the_older_and_sends_only_what_differs(
 def test_folder_with_other_things_in_it_is_left_alone(exported: Path, tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "thesis.tex").write_text("years of work")
-    with pytest.raises(PublishError, match=r"holds files that no publication put there \(thesis.tex\); name an empty folder"):
+    with pytest.raises(PublishError, match=r"contains files that optbench did not publish \(thesis.tex\); choose an empty folder"):
         publish(exported, open_destination(str(tmp_path / "there")), silent)
     assert contents(tmp_path / "there") == {"thesis.tex": b"years of work"}
 
@@ -122,7 +123,7 @@ def test_changed_byte_at_the_source_never_arrives(exported: Path, tmp_path: Path
     content[len(content) // 2] ^= 1
     shutil.copytree(exported, tmp_path / "source")
     (tmp_path / "source" / name).write_bytes(content)
-    with pytest.raises(ArtifactError, match=f"{name}: has sha256 [0-9a-f]*, its manifest says [0-9a-f]*; it was thrown away"):
+    with pytest.raises(ArtifactError, match=f"{name}: sha256 is [0-9a-f]*, but its manifest says [0-9a-f]*; the download was deleted"):
         pull(open_destination(str(tmp_path / "source")), tmp_path / "back", silent)
     assert not (tmp_path / "back").exists()
 
@@ -131,18 +132,18 @@ def test_truncated_file_at_the_source_is_named(exported: Path, tmp_path: Path) -
     shutil.copytree(exported, tmp_path / "source")
     path = tmp_path / "source" / "openvino" / "openvino_model.bin"
     path.write_bytes(path.read_bytes()[:-7])
-    with pytest.raises(PublishError, match=r"openvino_model.bin: ended after \d+ of \d+ bytes; run again to go on from there"):
+    with pytest.raises(PublishError, match=r"openvino_model.bin: ended after \d+ of \d+ bytes; run again to resume"):
         pull(open_destination(str(tmp_path / "source")), tmp_path / "back", silent)
 
 
 def test_folder_that_is_there_is_not_overwritten(exported: Path, tmp_path: Path) -> None:
     (tmp_path / "back").mkdir()
-    with pytest.raises(PublishError, match="is there already and is not this artifact; name another folder"):
+    with pytest.raises(PublishError, match="exists and is not this artifact; choose another folder"):
         pull(open_destination(str(exported)), tmp_path / "back", silent)
 
 
 def test_other_hash_than_the_one_asked_for_is_refused(exported: Path, tmp_path: Path) -> None:
-    with pytest.raises(PublishError, match=f"is artifact [0-9a-f]*, not {'0' * 64}; do not use it"):
+    with pytest.raises(PublishError, match=f"sha256 is [0-9a-f]*, expected {'0' * 64}; do not use it"):
         pull(open_destination(str(exported)), tmp_path / "back", silent, sha256="0" * 64)
 
 

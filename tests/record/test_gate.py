@@ -10,14 +10,15 @@ from optbench.errors import RecordError
 from optbench.machine.cpu import Isa
 from optbench.measure.latency import Timing
 from optbench.recipe.schema import Workload
-from optbench.record.gate import gate, gate_table
+from optbench.record.gate import gate
 from optbench.record.record import Record
 from optbench.record.verdict import Outcome
+from optbench.report.gate import gate_table
 from optbench.report.table import to_markdown
 from tests.record.test_compare import elsewhere, per_query, rerun
 
 MakeRecord = Callable[..., Record]
-RUNS = 50
+RUNS = 25
 
 
 def noisy_queries(loss: float, noise: float, count: int) -> tuple[dict[str, float], dict[str, float]]:
@@ -85,7 +86,7 @@ def test_tenth_is_caught_nearly_always_on_quiet_data_and_no_change_never(make_re
 def test_processes_that_differ_are_no_regression_and_a_tenth_is_still_caught(make_record: MakeRecord) -> None:
     # All lengths share a process's luck, so runs and not checks are independent.
     record = make_record(spread=0, rounds=18, processes=6)
-    runs = 15
+    runs = 10
     allowed = 0.025 + 3 * (0.025 * 0.975 / runs) ** 0.5
     checks = runs * len(record.recipe.workload.lengths)
     assert outcomes(record, 0.05, 0.05, runs, luck=0.03)[Outcome.FAIL] / checks <= allowed
@@ -105,7 +106,7 @@ def test_runs_whose_baselines_disagree_ask_for_a_quieter_machine(make_record: Ma
     moved = [rerun(record, 3, day=1.1).timings[0], *new.timings[1:]]
     result = gate(rerun(record, 1), new.model_copy(update={"timings": tuple(moved)}))
     assert result.outcome == Outcome.INCONCLUSIVE
-    assert all("measure both in one with --retime" in check.reason for check in result.checks)
+    assert all("time both in one run with --retime" in check.reason for check in result.checks)
 
 
 def test_same_artifact_in_a_process_that_was_slow_throughout_does_not_fail(make_record: MakeRecord) -> None:
@@ -113,7 +114,7 @@ def test_same_artifact_in_a_process_that_was_slow_throughout_does_not_fail(make_
     old, new = rerun(record, 1), rerun(record, 2, slower=0.5)
     result = gate(old, new.model_copy(update={"points": old.points}))
     assert result.outcome == Outcome.INCONCLUSIVE
-    assert all("nothing changed" in check.reason for check in result.checks)
+    assert all("are unchanged" in check.reason for check in result.checks)
     # With another engine's version it may well be a regression.
     upgraded = new.model_copy(update={"points": old.points, "libraries": {"onnxruntime": "1.33.0"}})
     failed = gate(old, upgraded)
@@ -135,7 +136,7 @@ def test_artifacts_timed_in_one_run_are_judged_by_it_alone_and_on_any_machine(ma
     assert asked == [(record.recipe.workload.lengths, None)]
     assert {check.outcome for check in result.checks} == {Outcome.FAIL}
     assert all(check.change is not None and check.change.low <= 0.11 and check.change.high >= 0.09 for check in result.checks)
-    assert "timed anew" in result.notes[0]
+    assert "timed again" in result.notes[0]
 
 
 def test_nothing_is_timed_for_records_of_different_workloads(make_record: MakeRecord) -> None:
@@ -151,8 +152,14 @@ def test_too_few_rounds_are_inconclusive(make_record: MakeRecord) -> None:
     result = gate(rerun(record, 1, spread=0.002), rerun(record, 2, spread=0.002))
     assert {check.outcome for check in result.checks} == {Outcome.INCONCLUSIVE}
     assert {check.reason for check in result.checks} == {
-        "5 rounds are too few for an interval; about 5 more rounds of both would probably tell"
+        "5 rounds are too few for an interval; about 5 more rounds of both would probably settle it"
     }
+
+
+def test_half_more_time_in_too_few_rounds_is_inconclusive(make_record: MakeRecord) -> None:
+    record = make_record(spread=0, rounds=5)
+    result = gate(rerun(record, 1, spread=0.002), rerun(record, 2, slower=0.5, spread=0.002))
+    assert {check.outcome for check in result.checks} == {Outcome.INCONCLUSIVE}
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 from optbench.machine.boxes import load_boxes
 from optbench.measure.fidelity import Fidelity
 from optbench.measure.stability import Stability, StabilityRow
-from optbench.recipe.schema import StabilityFloor
+from optbench.recipe.schema import StabilityTarget
 from optbench.record.record import Record
 from optbench.record.verdict import Outcome, fastest_baseline, judge
 
@@ -90,13 +90,13 @@ def stability_at(cosine: float) -> Stability:
 @pytest.mark.parametrize(("cosine", "outcome"), [(0.9995, Outcome.PASS), (0.98, Outcome.FAIL)])
 def test_stability_floor_judges_the_changes_that_it_names(make_record: MakeRecord, cosine: float, outcome: Outcome) -> None:
     record = make_record(candidate_ms=20, accuracy=per_query(0.0, 0.01))
-    floor = StabilityFloor(cosine_min=0.999, changes=("padding", "batch"))
+    floor = StabilityTarget(cosine_min=0.999, changes=("padding", "batch"))
     recipe = record.recipe.model_copy(update={"stability": floor})
     verdict = judge(record.model_copy(update={"recipe": recipe, "stability": stability_at(cosine)}))
     # Padding was not measured and the instruction set is not named: the batch alone is judged.
     assert [finding.about for finding in verdict.findings if finding.unit == "cosine"] == ["stability: batch of 32, mixed lengths"]
     assert verdict.outcome == outcome
-    assert verdict.findings[-1].reason == ("every text stays above the floor" if outcome == Outcome.PASS else "one scale a tensor")
+    assert verdict.findings[-1].reason == ("no text is below the limit" if outcome == Outcome.PASS else "one scale a tensor")
 
 
 def test_nothing_measured_is_inconclusive(make_record: MakeRecord) -> None:
@@ -108,7 +108,7 @@ def test_nothing_measured_is_inconclusive(make_record: MakeRecord) -> None:
 def test_inconclusive_says_how_much_more_would_settle_it(make_record: MakeRecord) -> None:
     verdict = judge(make_record(candidate_ms=20, accuracy=per_query(0.006, 0.1)))
     assert verdict.findings[-1].outcome == Outcome.INCONCLUSIVE
-    assert "further queries would probably settle it" in verdict.findings[-1].reason
+    assert "more queries would probably settle it" in verdict.findings[-1].reason
 
 
 def test_too_few_rounds_are_never_a_pass(make_record: MakeRecord) -> None:

@@ -10,11 +10,12 @@ import pytest
 from huggingface_hub import ModelCard, metadata_load
 
 import optbench
-from optbench.artifact.folder import Artifact, Kind
+from optbench.artifact.folder import Artifact
+from optbench.artifact.manifest import Kind
 from optbench.record.record import Record
 from optbench.record.verdict import judge
 from optbench.report.card import render_card
-from optbench.report.loaders import loaders_of
+from optbench.report.loaders import snippets_of
 
 from .conftest import HOSTILE
 
@@ -67,7 +68,7 @@ def test_license_is_named_as_the_hub_names_it_and_carried_over(
 ) -> None:
     card = ModelCard(card_of(with_base(make_record(), license=license_id)))
     assert wanted.items() <= card.data.to_dict().items()
-    assert f"**{license_id}**, holds for this artifact as well" in card.text
+    assert f"**{license_id}**, also applies to this artifact" in card.text
 
 
 def test_own_model_is_not_passed_off_as_the_recipes_base(make_record: Callable[..., Record]) -> None:
@@ -105,7 +106,7 @@ def test_code_for_each_loader_compiles_and_plain_engines_give_our_vectors(
     record = with_base(of_kind(make_record(), kind, inference_precision="f32"), max_tokens=64)
     own = optbench.load(artifact.path).encode(["running shoes"], prompt="query")
     seen = []
-    for loader in loaders_of(record, str(artifact.path)):
+    for loader in snippets_of(record, str(artifact.path)):
         code = compile(loader.code, loader.name, "exec")
         if loader.name in ("optbench", "OpenVINO", "ONNX Runtime"):
             names: dict[str, Any] = {}
@@ -119,7 +120,7 @@ def test_code_for_each_loader_compiles_and_plain_engines_give_our_vectors(
 def test_prompt_of_the_base_is_in_the_code(make_record: Callable[..., Record]) -> None:
     record = make_record()
     prompts = record.recipe.base.prompts.model_copy(update={"query": "query: "})
-    codes = {loader.name: loader.code for loader in loaders_of(with_base(of_kind(record, Kind.ONNX), prompts=prompts), "folder")}
+    codes = {loader.name: loader.code for loader in snippets_of(with_base(of_kind(record, Kind.ONNX), prompts=prompts), "folder")}
     assert "'query: running shoes'" in codes["ONNX Runtime"]
     assert "'query: running shoes'" in codes["fastembed"]
     assert 'prompt_name="query"' in codes["sentence-transformers (onnx)"]

@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from optbench import cli
-from optbench.errors import OptbenchError, RecordError
+from optbench.errors import MachineError, OptbenchError, RecordError
 from optbench.machine.cpu import read_machine
 from optbench.machine.peaks import Peaks
 from optbench.record.record import Record, write_record
@@ -158,7 +158,7 @@ def test_peers_are_read_and_those_that_did_not_run_say_why(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("content", "said"), [("{", "not JSON"), ("[]", "no run of the peers"), ('{"schema_version": 9}', "schema_version")]
+    ("content", "said"), [("{", "not JSON"), ("[]", "not a run of the peers"), ('{"schema_version": 9}', "schema_version")]
 )
 def test_broken_peers_are_refused_by_name(content: str, said: str, tmp_path: Path) -> None:
     path = tmp_path / "peers.json"
@@ -198,7 +198,7 @@ def test_report_writes_page_and_figures_with_floor_and_difference(make_steps_rec
     text = page.read_text("utf-8")
     assert "floor, int8" in text
     assert "what changed between records" in text
-    assert "Times as fast as" in text
+    assert "Speed-up over" in text
     assert "<svg" in figure.read_text()
     assert "beir:chorus" in figure.read_text()
 
@@ -214,7 +214,7 @@ def test_figure_of_another_ending_or_place_is_an_error(make_steps_record: Callab
 
 def test_probe_that_is_none_is_refused(make_record: Callable[..., Record], tmp_path: Path) -> None:
     path = write_record(make_record(), tmp_path)
-    with pytest.raises(RecordError, match="is not what optbench probe --json prints"):
+    with pytest.raises(MachineError, match="expected the output of optbench probe --json"):
         CliRunner().invoke(cli.app, ["report", str(path), "--html", "x.html", "--probe", str(path)], catch_exceptions=False)
 
 

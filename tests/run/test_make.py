@@ -1,55 +1,143 @@
-"""What the cache holds beside finished work: kept while it is of use, and swept after."""
+"""Making one item: found in the cache if every byte is as sealed, otherwise run in a process and sealed."""
 
-import os
-import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
-from filelock import FileLock
 
-from optbench.run.make import UNFINISHED_DAYS_MAX, sweep_unfinished
-from optbench.run.plan import Cache
+from optbench.artifact.folder import Artifact, copy_companions, open_artifact
+from optbench.artifact.manifest import Kind
+from optbench.errors import MachineError, StepError
+from optbench.recipe.load import load_recipe
+from optbench.run import make
+from optbench.run.cache import Cache
+from optbench.run.inputs import Resolution
+from optbench.run.make import Maker
+from optbench.run.plan import Item, Options, Run, StepOutcome
+from optbench.steps import Distill, ExportOnnx
+from optbench.steps.base import ResumeFolder
+from tests.run.runs import Listening
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+KEY = "0" * 64
+
+
+class FakeWorker:
+    """Stands in for a step's process: writes a graph into the output folder, or fails as it is told to."""
+
+    payloads: ClassVar[list[dict[str, Any]]] = []
+    failure: ClassVar[Exception | None] = None
+
+    def __init__(self, function: Any, payload: dict[str, Any]) -> None:
+        self._payload = payload
+        self.payloads.append(payload)
+
+    def request(self, message: dict[str, Any], on_progress: Any) -> dict[str, Any]:
+        if self.failure is not None:
+            raise self.failure
+        source, out = Path(self._payload["source"]), Path(self._payload["out"])
+        copy_companions(source, out)
+        graph = out / (Kind.ONNX.main_file if self._payload["step"]["step"] == "export_onnx" else Kind.CHECKPOINT.main_file)
+        graph.parent.mkdir(exist_ok=True)
+        graph.write_bytes(f"made {len(self.payloads)}".encode())
+        return StepOutcome(seconds=1.5, peak_rss_bytes=2).model_dump(mode="json")
+
+    def __enter__(self) -> "FakeWorker":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
 
 
 @pytest.fixture
 def cache(tmp_path: Path) -> Cache:
-    return Cache(tmp_path)
+    return Cache(tmp_path / "cache")
 
 
-def leave_unfinished(cache: Cache, key: str, days: float, *, newest_days: float | None = None) -> Path:
-    """What a killed training leaves, last touched so many days ago; its newest file later, where that is said."""
-    folder = cache.unfinished / key
-    checkpoint = folder / "checkpoints" / "checkpoint-20"
-    checkpoint.mkdir(parents=True)
-    weights = checkpoint / "trained.safetensors"
-    for path in (folder / ".lock", weights):
-        path.touch()
-    for path in (folder / ".lock", weights, checkpoint, checkpoint.parent, folder):
-        touched = time.time() - 24 * 60 * 60 * (newest_days if newest_days is not None and path == weights else days)
-        os.utime(path, (touched, touched))
-    return folder
+@pytest.fixture
+def listening() -> Listening:
+    return Listening()
 
 
-def test_unfinished_training_is_swept_when_nothing_has_touched_it_for_long(cache: Cache) -> None:
-    old = leave_unfinished(cache, "old", UNFINISHED_DAYS_MAX + 1)
-    recent = leave_unfinished(cache, "recent", UNFINISHED_DAYS_MAX - 1)
-    gone_on = leave_unfinished(cache, "gone-on", UNFINISHED_DAYS_MAX + 1, newest_days=1)
-    sweep_unfinished(cache)
-    assert not old.exists()
-    assert (recent / "checkpoints" / "checkpoint-20" / "trained.safetensors").is_file()
-    assert gone_on.is_dir()
+@pytest.fixture
+def maker(cache: Cache, listening: Listening, monkeypatch: pytest.MonkeyPatch) -> Maker:
+    monkeypatch.setattr(make, "Worker", FakeWorker)
+    monkeypatch.setattr(FakeWorker, "payloads", [])
+    return Maker(Run(load_recipe(RECIPES / "minilm-l6.yaml"), Options(cache=cache)), listening)
 
 
-def test_unfinished_training_that_a_run_is_at_is_not_swept(cache: Cache) -> None:
-    folder = leave_unfinished(cache, "held", UNFINISHED_DAYS_MAX + 1)
-    with FileLock(folder / ".lock"):
-        # Taking the lock touches its file, which alone would keep the folder.
-        touched = time.time() - 24 * 60 * 60 * (UNFINISHED_DAYS_MAX + 1)
-        os.utime(folder / ".lock", (touched, touched))
-        sweep_unfinished(cache)
-        assert (folder / "checkpoints").is_dir()
+@pytest.fixture
+def item(make_artifact: Callable[..., Artifact]) -> Item:
+    return Item("0 export_onnx", ExportOnnx(), 0, make_artifact(Kind.CHECKPOINT), {}, KEY)
 
 
-def test_cache_without_unfinished_work_is_swept_of_nothing(cache: Cache) -> None:
-    sweep_unfinished(cache)
-    assert not cache.unfinished.exists()
+def test_step_is_run_once_and_found_again(maker: Maker, item: Item, cache: Cache, listening: Listening) -> None:
+    made, found = maker(item), maker(item)
+    assert (made.cached, found.cached) == (False, True)
+    assert made.artifact == found.artifact == open_artifact(cache.artifact(KEY))
+    assert made.outcome == found.outcome == StepOutcome(seconds=1.5, peak_rss_bytes=2)
+    assert len(FakeWorker.payloads) == 1
+    assert listening.cached == ["0 export_onnx"]
+    assert list(cache.staging.iterdir()) == []
+
+
+def test_forced_step_is_run_again(maker: Maker, item: Item) -> None:
+    maker(item)
+    again = maker(Item(item.label, item.step, item.index, item.source, {}, KEY, forced=True))
+    assert not again.cached
+    assert again.artifact.main_file.read_bytes() == b"made 2"
+
+
+def test_artifact_with_a_changed_byte_is_made_again(maker: Maker, item: Item, caplog: pytest.LogCaptureFixture) -> None:
+    first = maker(item)
+    first.artifact.main_file.write_bytes(b"made X")
+    again = maker(item)
+    assert not again.cached
+    assert "0 export_onnx: the cached artifact is broken and is made again" in caplog.text
+    assert open_artifact(again.artifact.path).main_file.read_bytes() == b"made 2"
+
+
+def test_report_that_is_cut_short_makes_the_step_again(maker: Maker, item: Item, cache: Cache) -> None:
+    maker(item)
+    cache.report(KEY).write_text("{")
+    assert not maker(item).cached
+
+
+def test_failed_step_is_named_and_leaves_nothing(maker: Maker, item: Item, cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FakeWorker, "failure", StepError("model.safetensors: no such weight"))
+    with pytest.raises(StepError, match=r"^0 export_onnx: model.safetensors: no such weight$"):
+        maker(item)
+    assert not cache.has(KEY)
+    assert list(cache.staging.iterdir()) == []
+
+
+@pytest.fixture
+def resumable(make_artifact: Callable[..., Artifact]) -> Item:
+    """A step that declares a folder to resume from."""
+    return Item("0 distill", Distill(), 0, make_artifact(Kind.CHECKPOINT), {ResumeFolder: Resolution(None, None)}, KEY)
+
+
+@pytest.mark.parametrize(("failure", "stays"), [(MachineError("killed"), True), (StepError("0: refused"), False), (None, False)])
+def test_resume_folder_outlives_a_killed_step_only(
+    failure: Exception | None, stays: bool, maker: Maker, resumable: Item, cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FakeWorker, "failure", failure)
+    if failure is None:
+        maker(resumable)
+    else:
+        with pytest.raises(type(failure)):
+            maker(resumable)
+    assert FakeWorker.payloads[0]["inputs"] == {"ResumeFolder": str(cache.unfinished / KEY)}
+    assert (cache.unfinished / KEY).exists() == stays
+
+
+def test_resume_folder_that_another_run_holds_is_refused(maker: Maker, resumable: Item, cache: Cache) -> None:
+    with cache.resume_folder(KEY, "0 distill"), pytest.raises(MachineError, match="another run is making this artifact"):
+        maker(resumable)
+    assert (cache.unfinished / KEY).exists()
+
+
+def test_item_whose_source_was_not_made_is_an_error(maker: Maker) -> None:
+    with pytest.raises(StepError, match="1 export_onnx: its source was not made"):
+        maker(Item("1 export_onnx", ExportOnnx(), 1))

@@ -6,21 +6,25 @@ from typing import Any
 
 import pytest
 
-from optbench.artifact.folder import Artifact, Kind
+from optbench.artifact.folder import Artifact
+from optbench.artifact.manifest import Kind
 from optbench.errors import RecipeError, TaskError
 from optbench.measure.load.report import ScenarioReport
+from optbench.measure.subject import Subject
 from optbench.recipe.load import load_recipe
-from optbench.recipe.schema import Scenarios
+from optbench.recipe.schema import Recipe, Scenarios
 from optbench.record.record import Record, read_record, write_record
 from optbench.record.verdict import judge
 from optbench.report.card import render_card
 from optbench.report.table import scenario_tables
-from optbench.run import measure as evidence
-from optbench.run.apply import Silent
-from optbench.run.make import Made, Stage
-from optbench.run.measure import NumbersGauge, query_rows, serve_scenarios
-from optbench.run.plan import Cache
-from optbench.steps.base import StepReport
+from optbench.run import measure, measurements
+from optbench.run.cache import Cache
+from optbench.run.evaluate import StageEvaluator
+from optbench.run.listener import Silent
+from optbench.run.measure import query_rows
+from optbench.run.measurements import Served, measure_served
+from optbench.run.plan import Item, Options, Run, Stage
+from optbench.steps import ExportOnnx
 from optbench.tasks import Retail
 from tests.measure.load.test_concurrency import result
 
@@ -42,44 +46,46 @@ def report() -> ScenarioReport:
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Subject, list[Any], Scenarios]]:
     """What `run_scenarios` was asked for."""
-    calls: list[dict[str, Any]] = []
+    calls: list[tuple[Subject, list[Any], Scenarios]] = []
 
-    def run(artifact: Artifact, engine: object, rows: list[Any], **options: Any) -> ScenarioReport:
-        calls.append({"artifact": artifact, "engine": engine, "rows": rows, **options})
+    def run(subject: Subject, rows: list[Any], settings: Scenarios, progress: object) -> ScenarioReport:
+        calls.append((subject, rows, settings))
         return report()
 
-    monkeypatch.setattr(evidence, "run_scenarios", run)
+    monkeypatch.setattr(measure, "run_scenarios", run)
+    monkeypatch.setattr(measurements, "measure_serving", lambda *_: None)
     return calls
 
 
-def stage(artifact: Artifact) -> Stage:
-    return Stage("0 export_onnx", None, artifact, Made(report=StepReport(), seconds=0, peak_rss_bytes=0), cached=False)
+def served(artifact: Artifact, recipe: Recipe, folder: Path) -> tuple[Served, StageEvaluator]:
+    run = Run(recipe, Options(cache=Cache(folder)))
+    evaluator = StageEvaluator(run, Silent())
+    return measure_served(run, Stage(Item("0 export_onnx", ExportOnnx(), 0), artifact), evaluator, Silent()), evaluator
 
 
-def test_recipe_that_does_not_ask_runs_none(asked: list[dict[str, Any]], make_artifact: Callable[..., Artifact], tmp_path: Path) -> None:
-    recipe = load_recipe(RECIPE)
-    gauge = NumbersGauge(recipe, recipe.tasks, Cache(tmp_path), "real", None, Silent())
+def test_recipe_that_does_not_ask_runs_none(asked: list[Any], make_artifact: Callable[..., Artifact], tmp_path: Path) -> None:
+    recipe = load_recipe(RECIPE).model_copy(update={"stability": None})
     assert recipe.scenarios is None
-    assert serve_scenarios(stage(make_artifact(Kind.ONNX)), recipe, gauge, None, Silent()) is None
+    assert served(make_artifact(Kind.ONNX), recipe, tmp_path)[0].scenarios is None
     assert asked == []
 
 
 def test_recipe_that_asks_runs_them_on_all_its_real_queries(
-    asked: list[dict[str, Any]], make_artifact: Callable[..., Artifact], tmp_path: Path
+    asked: list[Any], make_artifact: Callable[..., Artifact], tmp_path: Path
 ) -> None:
     artifact = make_artifact(Kind.ONNX)
-    wanted = Scenarios(rate=50, limit_ms=20, seconds=3, lengths=(8,), batches=(4,))
-    recipe = load_recipe(RECIPE).model_copy(update={"scenarios": wanted})
-    gauge = NumbersGauge(recipe, recipe.tasks, Cache(tmp_path), "real", None, Silent())
-    assert serve_scenarios(stage(artifact), recipe, gauge, None, Silent()) == report()
-    (call,) = asked
-    assert (call["rate"], call["limit_ms"], call["seconds"], call["lengths"], call["batches"]) == (50, 20, 3, (8,), (4,))
-    assert call["engine"] == recipe.engine_for(Kind.ONNX)
+    settings = Scenarios(rate=50, limit_ms=20, seconds=3, lengths=(8,), batches=(4,))
+    recipe = load_recipe(RECIPE).model_copy(update={"scenarios": settings, "stability": None})
+    found, evaluator = served(artifact, recipe, tmp_path)
+    assert found.scenarios == report()
+    ((subject, rows, given),) = asked
+    assert given == settings
+    assert subject == Subject(artifact, recipe.engine_for(Kind.ONNX), label="0 export_onnx")
     # Fidelity and serving look at a few of them only.
-    assert len(call["rows"]) == len(Retail().load().queries) > len(gauge.queries)
-    assert len({len(row) for row in call["rows"]}) > 3
+    assert len(rows) == len(Retail().load().queries) > len(evaluator.texts.queries)
+    assert len({len(row) for row in rows}) > 3
 
 
 def test_tasks_without_queries_are_refused(make_artifact: Callable[..., Artifact]) -> None:

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from optbench.artifact.folder import Artifact, Kind, seal
+from optbench.artifact.folder import Artifact, seal
+from optbench.artifact.manifest import Kind
 from optbench.machine.cpu import read_machine
 from optbench.steps.base import StepContext
 from optbench.steps.convert_openvino import ConvertOpenvino

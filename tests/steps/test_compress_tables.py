@@ -15,14 +15,16 @@ from numpy.typing import NDArray
 from openvino import opset13
 from pydantic import ValidationError
 
-from optbench.artifact.folder import Artifact, Kind, copy_companions, hash_file, open_artifact, seal
+from optbench.artifact.folder import Artifact, copy_companions, hash_file, open_artifact, seal
+from optbench.artifact.manifest import Kind
 from optbench.errors import StepError
 from optbench.measure.fidelity import measure_fidelity
 from optbench.model.tokenizer import encode_batch, load_tokenizer
 from optbench.steps.base import BaseStep, StepContext, StepReport
-from optbench.steps.compress_tables import SCALE_MIN, CompressTables, quantize_table_rows
+from optbench.steps.compress_tables import CompressTables
 from optbench.steps.compress_weights import CompressWeights
 from optbench.steps.openvino.graph import save_graph
+from optbench.steps.openvino.tables import SCALE_MIN, quantize_table_rows
 
 TEXTS = ["red running shoe", "waterproof boot", "small oak desk lamp", "wireless mouse", "large blue chair"]
 Run = Callable[..., tuple[Artifact, StepReport]]
@@ -197,8 +199,8 @@ def test_lookup_along_columns_is_left_alone(tiny: Artifact, run: Run, tmp_path: 
 @pytest.mark.parametrize(
     ("value", "tables", "message"),
     [
-        (np.nan, "int8_asym", r"words has a NaN or infinity in row 4500; fetch the model anew"),
-        (np.inf, "fp16", r"words has a NaN or infinity in row 4500; fetch the model anew"),
+        (np.nan, "int8_asym", r"words has a NaN or infinity in row 4500; download the model again"),
+        (np.inf, "fp16", r"words has a NaN or infinity in row 4500; download the model again"),
         (1e6, "fp16", r"words holds 1e\+06, above float16's 65504; exclude it"),
         (-1e6, "int8_sym", r"words holds 1e\+06, above float16's 65504; exclude it"),
     ],

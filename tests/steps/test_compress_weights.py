@@ -11,12 +11,13 @@ import pytest
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from optbench.artifact.folder import Artifact, Kind, hash_file, open_artifact, seal
+from optbench.artifact.folder import Artifact, hash_file, open_artifact, seal
+from optbench.artifact.manifest import Kind
 from optbench.errors import StepError
 from optbench.machine.cpu import read_machine
 from optbench.measure.fidelity import measure_fidelity
 from optbench.model.tokenizer import encode_batch, load_tokenizer
-from optbench.steps.base import StepContext, StepReport
+from optbench.steps.base import CalibrationTexts, StepContext, StepReport
 from optbench.steps.calibration.samples import CalibrationInput, calibration_inputs
 from optbench.steps.compress_weights import DYNAMIC_GROUP, CompressWeights, choose_dynamic_group
 from optbench.steps.convert_openvino import ConvertOpenvino
@@ -59,7 +60,7 @@ def run(tmp_path: Path, make_context: Callable[..., StepContext]) -> Callable[..
         folder = tmp_path / f"run{next(number)}"
         (folder / "staging").mkdir(parents=True)
         (folder / "scratch").mkdir()
-        context = dataclasses.replace(make_context(calibration_texts=texts), scratch=folder / "scratch")
+        context = dataclasses.replace(make_context(values={CalibrationTexts: texts}), scratch=folder / "scratch")
         report = CompressWeights(**options).run(source, folder / "staging", context)
         return seal(folder / "staging", folder / "sealed", Kind.OPENVINO, source.weights), report
 
@@ -327,9 +328,7 @@ def test_group_that_openvino_would_ignore_is_an_error(
 
 
 def test_pattern_that_matches_nothing_names_the_closest_modules(tiny: Artifact, run: Callable[..., tuple[Artifact, StepReport]]) -> None:
-    with pytest.raises(
-        StepError, match=r"compress_weights exclude: '\*\.layer\.9\.output\.dense' matches no operation; the closest are \S+"
-    ):
+    with pytest.raises(StepError, match=r"exclude: '\*\.layer\.9\.output\.dense' matches no operation; the closest are \S+"):
         run(tiny, weights="int8_asym", exclude=("*.layer.9.output.dense",))
 
 
@@ -354,7 +353,7 @@ def test_group_that_does_not_divide_k_names_the_modules(tiny: Artifact, run: Cal
 
 
 def test_method_that_reads_texts_refuses_to_run_without(tiny: Artifact, run: Callable[..., tuple[Artifact, StepReport]]) -> None:
-    with pytest.raises(StepError, match=r"compress_weights \(method gptq\): needs texts to calibrate on"):
+    with pytest.raises(StepError, match=r"compress_weights \(method gptq\): no calibration texts"):
         run(tiny, texts=(), weights="int4_sym", group_size=16, method="gptq")
 
 
@@ -364,9 +363,9 @@ def test_awq_that_finds_no_pattern_is_an_error(tiny: Artifact, run: Callable[...
 
 
 def test_only_methods_that_read_texts_ask_for_them() -> None:
-    assert not CompressWeights(weights="int8_asym").needs_calibration
-    assert not CompressWeights(weights="int4_sym").needs_calibration
-    assert CompressWeights(weights="int4_sym", method="gptq").needs_calibration
+    assert CompressWeights(weights="int8_asym").inputs() == ()
+    assert CompressWeights(weights="int4_sym").inputs() == ()
+    assert CompressWeights(weights="int4_sym", method="gptq").inputs() == (CalibrationTexts(),)
 
 
 @pytest.mark.parametrize(
@@ -377,8 +376,8 @@ def test_only_methods_that_read_texts_ask_for_them() -> None:
         ({"weights": "int4_asym", "method": "gptq"}, "method gptq rounds every layer to int4_sym"),
         ({"weights": "int4_sym", "method": "gptq", "ratio": 0.5}, "method gptq rounds every layer to int4_sym"),
         ({"weights": "int4_sym", "damping": 0.1}, "damping: for method gptq only"),
-        ({"weights": "int4_sym", "ratio": 0.5, "backup": "none"}, "say in expect how many"),
-        ({"weights": "int4_sym", "dynamic_quantization_group": 24}, "OpenVINO takes multiples of 16"),
+        ({"weights": "int4_sym", "ratio": 0.5, "backup": "none"}, "set expect to the number"),
+        ({"weights": "int4_sym", "dynamic_quantization_group": 24}, "OpenVINO accepts multiples of 16"),
         ({"weights": "int4_sym", "group_size": 8}, "greater than or equal to 16"),
         ({"weights": "int3"}, "int4_sym"),
         ({"weights": "int4_sym", "groupsize": 64}, "Extra inputs are not permitted"),

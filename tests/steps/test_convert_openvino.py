@@ -15,7 +15,8 @@ import pytest
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from optbench.artifact.folder import Artifact, Kind, open_artifact, seal
+from optbench.artifact.folder import Artifact, open_artifact, seal
+from optbench.artifact.manifest import Kind
 from optbench.errors import MachineError, StepError
 from optbench.machine.cpu import read_machine
 from optbench.steps.base import StepContext, StepReport
@@ -56,7 +57,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory, make_checkpoint: Callable
 
 
 def altered(source: Artifact, folder: Path, alter: Callable[[Path], None]) -> Artifact:
-    """A copy of `source`, changed and sealed anew."""
+    """A copy of `source`, changed and sealed again."""
     shutil.copytree(source.path, folder / "staging")
     (folder / "staging/manifest.json").unlink()
     alter(folder / "staging/onnx")
@@ -134,7 +135,7 @@ def test_lengths_out_of_order_are_refused(lengths: tuple[int, ...]) -> None:
 
 
 def test_length_beyond_the_model_is_refused(exported: Callable[..., Artifact], tmp_path: Path) -> None:
-    with pytest.raises(StepError, match=r"static_lengths goes up to 65 tokens, but .* takes at most 64: leave the longer ones out"):
+    with pytest.raises(StepError, match=r"static_lengths goes up to 65 tokens, but .* takes at most 64: remove the longer ones"):
         run_step(exported(), tmp_path, static_lengths=(8, 65))
 
 
@@ -174,7 +175,7 @@ def test_operator_without_a_rule_is_named(exported: Callable[..., Artifact], tmp
         "QAttention", ["/encoder/layer.0/intermediate/dense/Add_output_0"], [f"{name}_output_0"], name, domain="com.microsoft"
     )
     source = altered(exported(), tmp_path, lambda folder: replace_operator(folder, name, node))
-    with pytest.raises(StepError, match=r"OpenVINO has no rule for 1 com\.microsoft\.QAttention; leave out the fusion"):
+    with pytest.raises(StepError, match=r"OpenVINO has no rule for 1 com\.microsoft\.QAttention; remove the fusion"):
         run_step(source, tmp_path)
 
 
@@ -215,7 +216,7 @@ def test_missing_or_short_weights_are_one_clear_error(exported: Callable[..., Ar
             data.write_bytes(content[:kept])
 
     source = altered(exported(external=True), tmp_path, damage)
-    with pytest.raises(StepError, match=r"OpenVINO cannot read it: .*model\.onnx_data.*is broken: make it again"):
+    with pytest.raises(StepError, match=r"OpenVINO cannot read it: .*model\.onnx_data.*is broken: make the artifact again"):
         run_step(source, tmp_path)
 
 
@@ -245,8 +246,8 @@ def test_nothing_is_sent_and_nothing_printed(exported: Callable[..., Artifact], 
     script = f"""
 import sys
 from pathlib import Path
-from optbench.artifact import open_artifact
-from optbench.machine import read_machine
+from optbench.artifact.folder import open_artifact
+from optbench.machine.cpu import read_machine
 from optbench.steps.base import StepContext
 from optbench.steps.convert_openvino import ConvertOpenvino
 assert not {{"openvino", "onnx"}} & sys.modules.keys()

@@ -19,12 +19,13 @@ from pydantic import ValidationError
 from safetensors.numpy import load_file
 from transformers import MPNetConfig, MPNetModel
 
-from optbench.artifact.folder import Artifact, Kind, open_artifact, seal
+from optbench.artifact.folder import Artifact, open_artifact, seal
+from optbench.artifact.manifest import Kind
+from optbench.engines.contract import OUTPUTS
 from optbench.errors import MachineError, StepError
 from optbench.machine.cpu import read_machine
 from optbench.model.checkpoint import read_body
 from optbench.model.torch_model import build_module
-from optbench.steps import export_onnx
 from optbench.steps.base import StepContext, StepReport
 from optbench.steps.export_onnx import ExportOnnx, check_operators
 from optbench.steps.onnx import file as onnx_file
@@ -118,7 +119,7 @@ def test_both_outputs_are_those_of_torch_for_every_length_and_padding(
 ) -> None:
     source, out = export(architecture, pooling, normalize)
     for (ids, _), found, wanted in compare_with_torch(source.path, out, range(1, 65)):
-        for name, left, right in zip(export_onnx.OUTPUTS, found, wanted, strict=True):
+        for name, left, right in zip(OUTPUTS, found, wanted, strict=True):
             assert left.dtype == np.float32
             np.testing.assert_allclose(left, right, rtol=0, atol=TINY_ABSOLUTE, err_msg=f"{name} at {ids.shape}")
         assert np.allclose(np.linalg.norm(found[1], axis=1), 1) == normalize
@@ -239,8 +240,8 @@ def test_fresh_process_prints_nothing_and_keeps_its_logging(make_checkpoint: Cal
     script = f"""
 import logging, sys
 from pathlib import Path
-from optbench.artifact import open_artifact
-from optbench.machine import read_machine
+from optbench.artifact.folder import open_artifact
+from optbench.machine.cpu import read_machine
 from optbench.steps.base import StepContext
 from optbench.steps.export_onnx import ExportOnnx
 assert not {{"torch", "transformers", "onnx", "onnx_ir", "onnxscript"}} & sys.modules.keys()

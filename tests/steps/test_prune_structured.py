@@ -10,21 +10,19 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
-from optbench.artifact.folder import Artifact, Kind, hash_file, open_artifact, seal
+from optbench.artifact.folder import Artifact, hash_file, open_artifact, seal
+from optbench.artifact.manifest import Kind
 from optbench.errors import StepError
 from optbench.machine.cpu import read_machine
 from optbench.model.checkpoint import read_body
 from optbench.model.tokenizer import encode_batch, load_tokenizer
 from optbench.model.torch_model import build_module, encoder_layers, load_torch_model, resize_layer, save_torch_model
-from optbench.recipe.load import load_recipe
-from optbench.run.plan import Cache, layer_times_path, make_plan, step_key
-from optbench.steps.base import StepContext, StepReport
+from optbench.steps.base import CalibrationTexts, EvaluationTexts, LayerLatencies, RecipeFiles, StepContext, StepReport
 from optbench.steps.prune_structured import PruneStructured
 from optbench.steps.pruning.latency import LayerTimes
 from optbench.tasks import JudgedTexts
 from optbench.tasks.base import normalize_text
 
-RECIPES = Path(__file__).parent.parent.parent / "recipes"
 ADJECTIVES = ["red", "blue", "waterproof", "oak", "small", "large", "wireless"]
 THINGS = ["shoe", "boot", "laptop", "charger", "cable", "desk", "lamp", "chair", "mouse"]
 TEXTS = [f"{a} {b}" for a in ADJECTIVES for b in THINGS] + [
@@ -42,7 +40,7 @@ def prune(source: Artifact, out: Path, **options: Any) -> StepReport:
     times = options.pop("layer_times", None)
     texts = options.pop("texts", TEXTS)
     step = PruneStructured.model_validate({"round_to": 8, "rounds": 2, **options})
-    return step.run(source, out, StepContext(scratch=out, machine=read_machine(), calibration_texts=texts, layer_times=times))
+    return step.run(source, out, StepContext(scratch=out, machine=read_machine(), values={CalibrationTexts: texts, LayerLatencies: times}))
 
 
 def embed(folder: Path, texts: list[str]) -> torch.Tensor:
@@ -94,29 +92,33 @@ def test_same_seed_gives_the_same_bytes(tmp_path: Path, pruned: tuple[Path, Step
     assert hash_file(tmp_path / "again" / "model.safetensors") == hash_file(pruned[0] / "model.safetensors")
 
 
-def test_texts_of_files_are_calibrated_on_and_hang_the_key_on_what_is_judged(tmp_path: Path, source: Artifact) -> None:
+def test_named_texts_are_calibrated_on_unless_a_task_judges_them(tmp_path: Path, source: Artifact) -> None:
     (tmp_path / "more.txt").write_text("\n".join(TEXTS[10:]), encoding="utf-8")
     (tmp_path / "out").mkdir()
-    context = StepContext(scratch=tmp_path, machine=read_machine(), calibration_texts=TEXTS[:20], folder=tmp_path)
+    context = StepContext(scratch=tmp_path, machine=read_machine(), values={CalibrationTexts: TEXTS[:20], RecipeFiles: tmp_path})
     step = PruneStructured(keep_flops=0.6, round_to=8, texts=(Path("more.txt"),))
     report = step.run(source, tmp_path / "out", context)
     assert report.facts["calibration_texts"] == len(set(TEXTS))
 
     (tmp_path / "again").mkdir()
-    judged = dataclasses.replace(context, judged=JudgedTexts(queries={normalize_text(TEXTS[-1].upper()): "shop"}))
+    judged = dataclasses.replace(
+        context, values={**context.values, EvaluationTexts: JudgedTexts(queries={normalize_text(TEXTS[-1].upper()): "shop"})}
+    )
     with pytest.raises(StepError, match="is in the test of shop"):
         step.run(source, tmp_path / "again", judged)
     assert list((tmp_path / "again").iterdir()) == []
 
-    def key(each: PruneStructured, judged_sha256: str) -> str:
-        return step_key(each, source.sha256, context.machine, TEXTS, {}, tmp_path, judged_sha256=judged_sha256)
 
-    alone = step.model_copy(update={"texts": ()})
-    assert key(alone, "one task") == key(alone, "another")
-    before = key(step, "one task")
-    assert before != key(step, "another")
-    (tmp_path / "more.txt").write_text("\n".join(TEXTS), encoding="utf-8")
-    assert key(step, "one task") != before
+@pytest.mark.parametrize(
+    ("options", "kinds"),
+    [
+        ({"keep_flops": 0.6}, [CalibrationTexts]),
+        ({"latency_ratio": 0.6}, [CalibrationTexts, LayerLatencies]),
+        ({"keep_flops": 0.6, "texts": ["more.txt"]}, [CalibrationTexts, RecipeFiles, EvaluationTexts]),
+    ],
+)
+def test_inputs_follow_the_budget_and_the_named_texts(options: dict[str, Any], kinds: list[type]) -> None:
+    assert [type(each) for each in PruneStructured.model_validate(options).inputs()] == kinds
 
 
 def test_less_that_lasts_takes_more_from_the_first_layers(tmp_path: Path, source: Artifact) -> None:
@@ -178,13 +180,13 @@ def test_cls_pooling_and_one_round_work_too(tmp_path: Path, make_checkpoint: Cal
     [
         (
             {"keep_flops": 0.6, "texts": []},
-            "0 distinct texts to calibrate on, at least 32 are wanted; raise the recipe's calibration.texts",
+            "0 distinct texts to calibrate on, expected at least 32; raise the recipe's calibration.texts",
         ),
         ({"keep_flops": 0.6, "texts": ["red shoe"] * 40}, "1 distinct texts to calibrate on"),
-        ({"keep_flops": 0.01}, "is out of reach: the least that can stay costs"),
-        ({"latency_ratio": 0.5}, "a latency is asked for, and nothing here has timed the layers; run it with optbench apply"),
+        ({"keep_flops": 0.01}, "is out of reach: the smallest body costs"),
+        ({"latency_ratio": 0.5}, "needs measured layer latencies; run it with optbench apply"),
         ({"latency_ms": 1.0, "at_tokens": 16, "layer_times": TIMES}, "at_tokens 16 is not among the workload's lengths [8, 64]"),
-        ({"latency_ms": 99.0, "at_tokens": 64, "layer_times": TIMES}, "the whole body takes 18.8 ms already; ask for less than that"),
+        ({"latency_ms": 99.0, "at_tokens": 64, "layer_times": TIMES}, "the whole body takes only 18.8 ms; set a lower budget"),
         ({"latency_ratio": 0.1, "layer_times": TIMES}, "is out of reach"),
     ],
 )
@@ -210,35 +212,12 @@ def test_weights_that_are_not_finite_are_an_error(tmp_path: Path, source: Artifa
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "give one of keep_flops, latency_ratio and latency_ms; none given"),
-        ({"keep_flops": 0.5, "latency_ratio": 0.5}, "keep_flops and latency_ratio given"),
-        ({"latency_ms": 5.0}, "at_tokens says at which length latency_ms holds"),
-        ({"keep_flops": 0.5, "at_tokens": 8}, "at_tokens says at which length latency_ms holds"),
+        ({}, "set one of keep_flops, latency_ratio and latency_ms; found none"),
+        ({"keep_flops": 0.5, "latency_ratio": 0.5}, "found keep_flops and latency_ratio"),
+        ({"latency_ms": 5.0}, "at_tokens is the length at which latency_ms applies"),
+        ({"keep_flops": 0.5, "at_tokens": 8}, "at_tokens is the length at which latency_ms applies"),
     ],
 )
 def test_budget_is_said_once(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         PruneStructured(**options)
-
-
-def test_plan_foresees_milliseconds_once_the_layers_are_timed(tmp_path: Path) -> None:
-    recipe = load_recipe(RECIPES / "gte-large-small.yaml")
-    cache = Cache(tmp_path)
-    # Before it in the plan stands the baselines' export.
-    before = make_plan(recipe, cache, read_machine(), weights="random").steps[1]
-    assert (before.state, before.predicted_ms) == ("run", None)
-    path = layer_times_path(recipe, cache)
-    path.parent.mkdir()
-    lengths = recipe.workload.lengths
-    heads, widths = {0: 0.1, 16: 0.5}, {0: 0.1, 4096: 1.1}
-    times = LayerTimes(
-        fixed=dict.fromkeys(lengths, 0.6),
-        attention={size: dict.fromkeys(lengths, ms) for size, ms in heads.items()},
-        feed_forward={size: dict.fromkeys(lengths, ms) for size, ms in widths.items()},
-    )
-    path.write_text(times.model_dump_json())
-    step = make_plan(recipe, cache, read_machine(), weights="random").steps[1]
-    assert step.whole_ms is not None
-    assert step.predicted_ms is not None
-    assert step.whole_ms[16] == pytest.approx(39.0)
-    assert 0.67 < step.predicted_ms[16] / step.whole_ms[16] <= 0.7

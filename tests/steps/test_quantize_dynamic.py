@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
-from optbench.artifact.folder import Artifact, Kind, copy_companions, open_artifact, seal
+from optbench.artifact.folder import Artifact, copy_companions, open_artifact, seal
+from optbench.artifact.manifest import Kind
 from optbench.errors import MachineError, StepError
 from optbench.model.tokenizer import encode_batch, load_tokenizer
 from optbench.steps.base import StepContext, StepReport
@@ -259,7 +260,7 @@ def test_rounding_moves_a_weight_by_half_a_step_at_most(weight: NDArray[np.float
         ("y = MatMul(w, x)", (8, 8), "/y: its constant is the first factor"),
         ("t = Transpose(w)  y = MatMul(x, t)", (4, 8), "/y: its weight is computed by Transpose; fold the constants first"),
         ("y = MatMul(x, w)", (1, 8, 4), "/y: its weight has 3 axes, not 2"),
-        ("y = Gemm(x, w)", (8, 4), "/y: a Gemm; only MatMul has an integer twin"),
+        ("y = Gemm(x, w)", (8, 4), "/y: a Gemm; only MatMul has an integer counterpart"),
         ("f = DequantizeLinear(q, s)  y = MatMul(x, f)", (8, 4), "/y: its weight is quantized already"),
     ],
 )
@@ -287,7 +288,7 @@ def test_graph_without_a_weight_is_an_error(make_onnx: MakeArtifact, make_contex
 
 
 def test_pattern_that_matches_nothing_names_the_closest(make_artifact: MakeArtifact, make_context: MakeContext, tmp_path: Path) -> None:
-    with pytest.raises(StepError, match=r"exclude: 'encoder\.layer\.9\.\*' matches no product; the closest are .*encoder"):
+    with pytest.raises(StepError, match=r"exclude: 'encoder\.layer\.9\.\*' matches no operation; the closest are .*encoder"):
         quantize(make_artifact(Kind.ONNX), tmp_path / "out", make_context(), exclude=["encoder.layer.9.*"])
 
 

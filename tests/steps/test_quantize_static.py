@@ -1,4 +1,4 @@
-"""Static int8 on OpenVINO: what NNCF is asked for, what it did, and that smoothing alone changes no number."""
+"""Static int8 on OpenVINO: what NNCF is asked to do, what it did, and that smoothing alone changes no number."""
 
 import re
 from collections import Counter
@@ -12,14 +12,17 @@ import openvino as ov
 import pytest
 from numpy.typing import NDArray
 
-from optbench.artifact.folder import Artifact, Kind, copy_companions, open_artifact, seal
+from optbench.artifact.folder import Artifact, copy_companions, open_artifact, seal
+from optbench.artifact.manifest import Kind
+from optbench.engines.onednn import MAX_ISA
 from optbench.errors import MachineError, StepError
+from optbench.machine.cpu import read_machine
 from optbench.model.tokenizer import encode_batch, load_tokenizer
-from optbench.steps.base import StepContext, StepReport
+from optbench.steps.base import CalibrationTexts, StepContext, StepReport
 from optbench.steps.calibration.samples import calibration_inputs
-from optbench.steps.calibration.smoothing import group_by_activation, observe_maxima, smooth, smoothing_scale
+from optbench.steps.calibration.smoothing import observe_maxima, smooth, smoothing_scale
 from optbench.steps.convert_openvino import ConvertOpenvino
-from optbench.steps.openvino.graph import find_weight_matmuls, read_graph, transpose_weights
+from optbench.steps.openvino.graph import find_weight_matmuls, group_by_activation, read_graph, transpose_weights
 from optbench.steps.quantize_static import QuantizeStatic
 
 MakeContext = Callable[..., StepContext]
@@ -60,7 +63,7 @@ def test_every_weight_and_both_factors_of_the_scores_are_quantized(
     make_artifact: MakeArtifact, make_context: MakeContext, tmp_path: Path, tiny_texts: list[str], capfd: pytest.CaptureFixture[str]
 ) -> None:
     source = make_artifact(Kind.OPENVINO)
-    context = make_context(calibration_texts=tiny_texts)
+    context = make_context(values={CalibrationTexts: tiny_texts})
     capfd.readouterr()  # what making the source printed
     path, report = quantize(source, tmp_path / "out", context)
     assert capfd.readouterr() == ("", "")
@@ -82,7 +85,7 @@ def test_every_weight_and_both_factors_of_the_scores_are_quantized(
 def test_range_is_reduced_only_where_the_cpu_would_saturate(
     make_artifact: MakeArtifact, make_context: MakeContext, tmp_path: Path, tiny_texts: list[str], flags: tuple[str, ...], expected: bool
 ) -> None:
-    context = make_context(calibration_texts=tiny_texts)
+    context = make_context(values={CalibrationTexts: tiny_texts})
     context = replace(context, machine=context.machine.model_copy(update={"flags": flags}))
     path, report = quantize(make_artifact(Kind.OPENVINO), tmp_path / "out", context)
     assert report.facts["reduce_range"] is expected
@@ -140,7 +143,7 @@ def test_real_model_is_closer_to_float_than_nncf_by_itself(
     from optbench.steps.openvino.graph import quiet_nncf
 
     source = minilm(Kind.OPENVINO)
-    path, report = quantize(source, tmp_path / "out", make_context(calibration_texts=shop_texts))
+    path, report = quantize(source, tmp_path / "out", make_context(values={CalibrationTexts: shop_texts}))
     assert report.matched == {"MatMul": 36, "MatMul of two activations": 6}
     with quiet_nncf() as (nncf, _):
         inputs = calibration_inputs(source.path, shop_texts, 64, 0, "test")
@@ -157,7 +160,7 @@ def test_real_model_is_closer_to_float_than_nncf_by_itself(
 def test_two_runs_write_the_same_bytes_and_another_seed_others(
     make_artifact: MakeArtifact, make_context: MakeContext, tmp_path: Path, tiny_texts: list[str]
 ) -> None:
-    context = make_context(calibration_texts=tiny_texts)
+    context = make_context(values={CalibrationTexts: tiny_texts})
     paths = [quantize(make_artifact(Kind.OPENVINO), tmp_path / str(run), context, samples=3, seed=run // 2)[0] for run in range(3)]
     first, second, third = ((path.read_bytes(), path.with_suffix(".bin").read_bytes()) for path in paths)
     assert first == second
@@ -180,7 +183,7 @@ def test_each_option_quantizes_the_same_places(
     options: dict[str, Any],
     smoothed: int,
 ) -> None:
-    source, context = make_artifact(Kind.OPENVINO), make_context(calibration_texts=tiny_texts)
+    source, context = make_artifact(Kind.OPENVINO), make_context(values={CalibrationTexts: tiny_texts})
     path, report = quantize(source, tmp_path / "out", context, **options)
     default, _ = quantize(source, tmp_path / "default", context)
     assert report.matched == {"MatMul": 12, "MatMul of two activations": 2}
@@ -192,7 +195,9 @@ def test_excluded_matmuls_stay_in_float_and_are_listed(
     make_artifact: MakeArtifact, make_context: MakeContext, tmp_path: Path, tiny_texts: list[str]
 ) -> None:
     source = make_artifact(Kind.OPENVINO)
-    path, report = quantize(source, tmp_path / "out", make_context(calibration_texts=tiny_texts), exclude=["*layer.?*output?dense*"])
+    path, report = quantize(
+        source, tmp_path / "out", make_context(values={CalibrationTexts: tiny_texts}), exclude=["*layer.?*output?dense*"]
+    )
     # attention output and feed-forward output of two layers
     assert report.matched["MatMul"] == 8
     assert [refusal.reason for refusal in report.refused] == ["named by exclude"] * 4
@@ -209,7 +214,7 @@ def test_weights_stored_as_fp16_are_quantized_like_others(
     copy_companions(source.path, tmp_path / "half")
     half = seal(tmp_path / "half", tmp_path / "sealed", Kind.OPENVINO, "random")
     assert "f16" in stored_types(half.main_file)
-    path, report = quantize(half, tmp_path / "out", make_context(calibration_texts=tiny_texts))
+    path, report = quantize(half, tmp_path / "out", make_context(values={CalibrationTexts: tiny_texts}))
     assert report.matched == {"MatMul": 12, "MatMul of two activations": 2}
     found, wanted = (embed(model, source.path, tiny_texts) for model in (path, source.main_file))
     assert (found * wanted).sum(axis=1).min() > 0.998  # as above; fp16 adds 1/2000
@@ -218,7 +223,7 @@ def test_weights_stored_as_fp16_are_quantized_like_others(
 def test_quantizing_twice_is_an_error_that_lists_every_weight(
     make_artifact: MakeArtifact, make_context: MakeContext, tmp_path: Path, tiny_texts: list[str]
 ) -> None:
-    source, context = make_artifact(Kind.OPENVINO), make_context(calibration_texts=tiny_texts)
+    source, context = make_artifact(Kind.OPENVINO), make_context(values={CalibrationTexts: tiny_texts})
     quantize(source, tmp_path / "once", context)
     once = seal(tmp_path / "once", tmp_path / "sealed", Kind.OPENVINO, "random")
     with pytest.raises(StepError) as caught:
@@ -233,7 +238,7 @@ def test_more_expected_than_there_are_is_an_error(
     make_artifact: MakeArtifact, make_context: MakeContext, tmp_path: Path, tiny_texts: list[str]
 ) -> None:
     with pytest.raises(StepError, match=r"12 weight MatMuls can be quantized, 13 are expected; left alone: none, the graph holds no more;"):
-        quantize(make_artifact(Kind.OPENVINO), tmp_path / "out", make_context(calibration_texts=tiny_texts), expect=13)
+        quantize(make_artifact(Kind.OPENVINO), tmp_path / "out", make_context(values={CalibrationTexts: tiny_texts}), expect=13)
 
 
 def test_pattern_that_matches_nothing_names_the_closest(
@@ -241,13 +246,34 @@ def test_pattern_that_matches_nothing_names_the_closest(
 ) -> None:
     source = make_artifact(Kind.OPENVINO)
     with pytest.raises(StepError, match=re.escape(f"{source.main_file} quantize_static exclude: '*layer.7*' matches no operation")):
-        quantize(source, tmp_path / "out", make_context(calibration_texts=tiny_texts), exclude=["*layer.7*"])
+        quantize(source, tmp_path / "out", make_context(values={CalibrationTexts: tiny_texts}), exclude=["*layer.7*"])
 
 
-def test_calibration_texts_are_wanted(make_artifact: MakeArtifact, make_context: MakeContext, tmp_path: Path) -> None:
+def test_recipe_without_calibration_texts_is_an_error(make_artifact: MakeArtifact, make_context: MakeContext, tmp_path: Path) -> None:
     source = make_artifact(Kind.OPENVINO)
-    with pytest.raises(StepError, match=re.escape(f"{source.main_file} quantize_static: needs texts to calibrate on and got none")):
-        quantize(source, tmp_path / "out", make_context())
+    with pytest.raises(StepError, match=re.escape(f"{source.main_file} quantize_static: no calibration texts")):
+        quantize(source, tmp_path / "out", make_context(values={CalibrationTexts: []}))
+
+
+@pytest.mark.parametrize(
+    ("flags", "cap", "expected"),
+    [
+        (("avx2",), None, "no VNNI"),
+        (("avx512bw", "avx512_vnni"), None, None),
+        (("avx512_vnni", "amx_int8"), None, "off AMX"),
+        # Whoever set the cap decides, and was not kept off anything.
+        (("avx512_vnni", "amx_int8"), "AVX512_CORE_AMX", None),
+    ],
+)
+def test_what_keeps_int8_from_a_cpus_best_is_a_warning(
+    flags: tuple[str, ...], cap: str | None, expected: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(MAX_ISA, raising=False)
+    if cap is not None:
+        monkeypatch.setenv(MAX_ISA, cap)
+    warnings = QuantizeStatic().machine_warnings(read_machine().model_copy(update={"flags": flags}))
+    assert len(warnings) == (expected is not None)
+    assert all(str(expected) in warning for warning in warnings)
 
 
 def test_lengths_that_the_conversion_named_are_kept(
@@ -256,14 +282,14 @@ def test_lengths_that_the_conversion_named_are_kept(
     (tmp_path / "converted").mkdir()
     ConvertOpenvino(static_lengths=(8, 16)).run(make_artifact(Kind.ONNX), tmp_path / "converted", make_context())
     source = seal(tmp_path / "converted", tmp_path / "sealed", Kind.OPENVINO, "random")
-    path, _ = quantize(source, tmp_path / "out", make_context(calibration_texts=tiny_texts))
+    path, _ = quantize(source, tmp_path / "out", make_context(values={CalibrationTexts: tiny_texts}))
     assert ov.Core().read_model(path).get_rt_info(["optbench", "static_lengths"]).value == "8 16"
 
 
 def test_bias_correction_moves_biases_and_nothing_else(
     minilm: Callable[[Kind], Artifact], make_context: MakeContext, tmp_path: Path, shop_texts: list[str]
 ) -> None:
-    context = make_context(calibration_texts=shop_texts)
+    context = make_context(values={CalibrationTexts: shop_texts})
     # NNCF leaves a bias alone that it would move by more than twice its size. With 7-bit weights those are all of this model's.
     paths = [
         quantize(minilm(Kind.OPENVINO), tmp_path / str(corrected), context, samples=4, bias_correction=corrected, reduce_range=False)[0]
@@ -280,7 +306,7 @@ def test_bias_correction_moves_biases_and_nothing_else(
 def test_scratch_folder_that_cannot_be_written_is_an_error(
     make_artifact: MakeArtifact, make_context: MakeContext, tmp_path: Path, tiny_texts: list[str]
 ) -> None:
-    context = make_context(calibration_texts=tiny_texts)
+    context = make_context(values={CalibrationTexts: tiny_texts})
     (context.scratch / "smoothed.xml").mkdir()  # stands for a full disk: OpenVINO raises the same error
     with pytest.raises(MachineError, match=r"smoothed\.xml: the smoothed model cannot be written; free some space and run again"):
         quantize(make_artifact(Kind.OPENVINO), tmp_path / "out", context)

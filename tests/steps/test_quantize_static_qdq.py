@@ -12,10 +12,11 @@ import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
-from optbench.artifact.folder import Artifact, Kind, open_artifact
+from optbench.artifact.folder import Artifact, open_artifact
+from optbench.artifact.manifest import Kind
 from optbench.errors import StepError
 from optbench.model.tokenizer import encode_batch, load_tokenizer
-from optbench.steps.base import StepContext, StepReport
+from optbench.steps.base import CalibrationTexts, StepContext, StepReport
 from optbench.steps.calibration.samples import calibration_inputs
 from optbench.steps.onnx.ranges import activation_scale
 from optbench.steps.quantize_static_qdq import QuantizeStaticQdq
@@ -60,7 +61,7 @@ def test_products_of_one_activation_share_its_quantizer(
     multiplications: int,
 ) -> None:
     source = make_artifact(Kind.ONNX)
-    context = make_context(calibration_texts=tiny_texts)
+    context = make_context(values={CalibrationTexts: tiny_texts})
     path, report = quantize(source, tmp_path / "out", context, smooth_quant_alpha=alpha)
     before, after = operators(source.main_file), operators(path)
     # Two layers: query, key and value read one activation, the other three products one each.
@@ -79,7 +80,7 @@ def test_parameters_are_those_of_onnxruntimes_own_quantizer(
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
     source = make_artifact(Kind.ONNX, "XLMRobertaModel", "mean")
-    context = make_context(calibration_texts=tiny_texts)
+    context = make_context(values={CalibrationTexts: tiny_texts})
     path, _ = quantize(source, tmp_path / "out", context, smooth_quant_alpha=None, reduce_range=False)
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime is not type-checked
@@ -124,7 +125,7 @@ def test_smoothing_alone_changes_nothing_but_the_scales(
     make_artifact: MakeArtifact, make_context: MakeContext, tmp_path: Path, tiny_texts: list[str]
 ) -> None:
     source = make_artifact(Kind.ONNX)
-    path, _ = quantize(source, tmp_path / "out", make_context(calibration_texts=tiny_texts), smooth_quant_alpha=0.75)
+    path, _ = quantize(source, tmp_path / "out", make_context(values={CalibrationTexts: tiny_texts}), smooth_quant_alpha=0.75)
     stored = constants(path)
     original = constants(source.main_file)
     name = "encoder.layer.0.intermediate.dense.weight"
@@ -148,7 +149,7 @@ def test_each_way_to_choose_ranges_stays_close_to_float(
     symmetric: bool,
 ) -> None:
     source = make_artifact(Kind.ONNX)
-    context = make_context(calibration_texts=tiny_texts)
+    context = make_context(values={CalibrationTexts: tiny_texts})
     path, _ = quantize(source, tmp_path / "out", context, method=method, symmetric_activations=symmetric)
     assert capfd.readouterr() == ("", "")
     found = np.concatenate(run(path, source.path, tiny_texts, "sentence_embedding"))
@@ -162,7 +163,7 @@ def test_real_model_is_close_to_float_and_fused_whole(
     minilm: Callable[[Kind], Artifact], make_context: MakeContext, tmp_path: Path, shop_texts: list[str]
 ) -> None:
     source = minilm(Kind.ONNX)
-    path, report = quantize(source, tmp_path / "out", make_context(calibration_texts=shop_texts), tables="int8")
+    path, report = quantize(source, tmp_path / "out", make_context(values={CalibrationTexts: shop_texts}), tables="int8")
     assert report.matched == {"MatMul": 36, "Gather": 2}
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
@@ -179,7 +180,7 @@ def test_real_model_is_close_to_float_and_fused_whole(
 def test_two_runs_write_the_same_bytes_and_another_seed_others(
     make_artifact: MakeArtifact, make_context: MakeContext, tmp_path: Path, tiny_texts: list[str]
 ) -> None:
-    context = make_context(calibration_texts=tiny_texts)
+    context = make_context(values={CalibrationTexts: tiny_texts})
     paths = [quantize(make_artifact(Kind.ONNX), tmp_path / str(index), context, samples=3, seed=index // 2)[0] for index in range(3)]
     assert paths[0].read_bytes() == paths[1].read_bytes()
     assert paths[0].read_bytes() != paths[2].read_bytes()
@@ -188,7 +189,7 @@ def test_two_runs_write_the_same_bytes_and_another_seed_others(
 def test_excluded_products_stay_in_float(
     make_artifact: MakeArtifact, make_context: MakeContext, tmp_path: Path, tiny_texts: list[str]
 ) -> None:
-    context = make_context(calibration_texts=tiny_texts)
+    context = make_context(values={CalibrationTexts: tiny_texts})
     path, report = quantize(make_artifact(Kind.ONNX), tmp_path / "out", context, exclude=["encoder.layer.*.output.dense.weight"])
     # attention.output.dense and output.dense of two layers
     assert report.matched == {"MatMul": 8}
@@ -204,12 +205,12 @@ def test_scale_of_one_sided_and_empty_ranges() -> None:
     assert (float(empty.scale), int(empty.zero_point)) == (1.0, 0)
 
 
-def test_calibration_texts_are_wanted(make_artifact: MakeArtifact, make_context: MakeContext, tmp_path: Path) -> None:
+def test_recipe_without_calibration_texts_is_an_error(make_artifact: MakeArtifact, make_context: MakeContext, tmp_path: Path) -> None:
     source = make_artifact(Kind.ONNX)
     with pytest.raises(StepError) as caught:
-        quantize(source, tmp_path / "out", make_context(calibration_texts=["", "  "]))
+        quantize(source, tmp_path / "out", make_context(values={CalibrationTexts: ["", "  "]}))
     assert str(caught.value) == (
-        f"{source.main_file} quantize_static_qdq: needs texts to calibrate on and got none; name an accuracy task in the recipe, or --task"
+        f"{source.main_file} quantize_static_qdq: no calibration texts; name an accuracy task in the recipe, or --task"
     )
 
 
@@ -240,4 +241,4 @@ def test_activation_that_is_not_finite_is_named(
     onnx.save(model, staging / Kind.ONNX.main_file)
     sealed = seal(staging, tmp_path / "sealed", Kind.ONNX, "random")
     with pytest.raises(StepError, match=r"encoder/layer\.1/.* holds a NaN or an infinity on a calibration text"):
-        quantize(sealed, tmp_path / "out", make_context(calibration_texts=tiny_texts))
+        quantize(sealed, tmp_path / "out", make_context(values={CalibrationTexts: tiny_texts}))

@@ -14,18 +14,17 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, models
 
-from optbench.artifact.folder import Artifact, Kind, hash_file, open_artifact, seal
-from optbench.base.obtain import Base, obtain_base
-from optbench.errors import StepError, TaskError
+from optbench.artifact.folder import Artifact, hash_file, open_artifact, seal
+from optbench.artifact.manifest import Kind
+from optbench.base.entry import Base
+from optbench.base.obtain import obtain_base
+from optbench.errors import StepError
 from optbench.machine.cpu import read_machine
-from optbench.model.checkpoint import Body, Description, Prompts, read_body, write_layout
+from optbench.model.body import Body
+from optbench.model.checkpoint import Description, Prompts, read_body, write_layout
 from optbench.model.tokenizer import encode_batch, load_tokenizer
-from optbench.recipe.load import load_recipe
-from optbench.run.apply import Silent
-from optbench.run.make import make_stage
-from optbench.run.plan import Cache, step_key
 from optbench.steps import TrimVocabulary, trim_vocabulary
-from optbench.steps.base import StepContext, StepReport
+from optbench.steps.base import CalibrationTexts, RecipeFiles, StepContext, StepReport
 
 DATA = Path(os.environ.get("OPTBENCH_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))
 ENGLISH = ["waterproof running shoes for women", "usb-c charger, 65 w", "the lamp is red and the table is oak"]
@@ -68,7 +67,7 @@ def trim(
     (folder / "out").mkdir(parents=True)
     (folder / "texts.txt").write_text("\n".join(texts) + "\n", encoding="utf-8")
     step = TrimVocabulary.model_validate({"corpus": ["texts.txt"], **options})
-    context = context or StepContext(scratch=folder, machine=read_machine(), folder=folder)
+    context = context or StepContext(scratch=folder, machine=read_machine(), values={RecipeFiles: folder})
     return folder / "out", step.run(source, folder / "out", context)
 
 
@@ -187,7 +186,7 @@ def test_real_xlmr_vocabulary_keeps_three_languages_and_every_character(xlmr: Ar
 @pytest.mark.usefixtures("unmeasured")
 def test_without_a_corpus_the_calibration_texts_say_what_stays(make_base: Callable[[str], Artifact], tmp_path: Path) -> None:
     source = make_base("Unigram")
-    context = StepContext(scratch=tmp_path, machine=read_machine(), calibration_texts=ENGLISH)
+    context = StepContext(scratch=tmp_path, machine=read_machine(), values={CalibrationTexts: ENGLISH})
     TrimVocabulary().run(source, tmp_path, context)
     np.testing.assert_array_equal(embed(tmp_path, ENGLISH), embed(source.path, ENGLISH))
 
@@ -203,15 +202,15 @@ def test_texts_beyond_texts_max_are_left_out_and_that_is_a_warning(make_base: Ca
 @pytest.mark.parametrize(
     ("texts", "options", "message"),
     [
-        (["", "  "], {}, "texts.txt: holds no text, so no piece would stay"),
-        (["搜索引擎 検索", "검색 엔진"], {}, r"texts.txt: \d+\.\d% of its tokens are unknown to .*tokenizer.json, and unknown_max is 2.0%"),
-        (GERMAN, {"coverage_min": 0.9}, r"texts.txt: hold the pieces of \d\d\.\d% of the tokens in the recipe's own calibration texts"),
+        (["", "  "], {}, "texts.txt: holds no text, so no piece would be kept"),
+        (["搜索引擎 検索", "검색 엔진"], {}, r"texts.txt: \d+\.\d% of its tokens are unknown to .*tokenizer.json, unknown_max is 2.0%"),
+        (GERMAN, {"coverage_min": 0.9}, r"texts.txt: hold the pieces of \d\d\.\d% of the tokens in the recipe's calibration texts"),
     ],
 )
 def test_corpus_that_says_nothing_of_the_models_texts_is_refused(
     texts: list[str], options: dict[str, object], message: str, make_base: Callable[[str], Artifact], tmp_path: Path
 ) -> None:
-    context = StepContext(scratch=tmp_path, machine=read_machine(), folder=tmp_path, calibration_texts=ENGLISH)
+    context = StepContext(scratch=tmp_path, machine=read_machine(), values={RecipeFiles: tmp_path, CalibrationTexts: ENGLISH})
     with pytest.raises(StepError, match=message):
         trim(make_base("WordPiece"), tmp_path, texts, context, **options)
 
@@ -231,19 +230,8 @@ def test_bpe_is_refused(make_base: Callable[[str], Artifact], tmp_path: Path) ->
     (staging / "1_Pooling").mkdir()
     (staging / "1_Pooling" / "config.json").write_bytes((source.path / "1_Pooling" / "config.json").read_bytes())
     Tokenizer(models.BPE({"a": 0, "b": 1, "ab": 2}, [("a", "b")])).save(str(staging / "tokenizer.json"))
-    with pytest.raises(StepError, match=r"a BPE tokenizer; .*leave the step out"):
+    with pytest.raises(StepError, match=r"a BPE tokenizer; .*remove the step"):
         trim(seal(staging, tmp_path / "sealed", Kind.CHECKPOINT, "random"), tmp_path / "trim", ENGLISH)
-
-
-def test_cache_key_moves_with_the_bytes_of_the_corpus_and_not_with_its_place(tmp_path: Path) -> None:
-    step, keys = TrimVocabulary(corpus=(Path("texts.txt"),)), []
-    for name, text in (("a", "one"), ("b", "one"), ("c", "two")):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "texts.txt").write_text(text)
-        keys.append(step_key(step, "f" * 64, read_machine(), [], {}, tmp_path / name))
-    assert keys[0] == keys[1] != keys[2]
-    with pytest.raises(TaskError, match=r"elsewhere/texts\.txt: no such file or folder; a corpus's path is relative to its recipe"):
-        step_key(step, "f" * 64, read_machine(), [], {}, tmp_path / "elsewhere")
 
 
 @pytest.mark.usefixtures("unmeasured")
@@ -251,14 +239,3 @@ def test_step_gives_the_same_bytes_again(make_base: Callable[[str], Artifact], t
     outs = [trim(make_base("Unigram"), tmp_path / name, ENGLISH)[0] for name in ("first", "second")]
     hashes = [{path.name: hash_file(path) for path in out.rglob("*") if path.is_file()} for out in outs]
     assert hashes[0] == hashes[1]
-
-
-def test_step_of_a_run_finds_the_corpus_beside_its_recipe(make_base: Callable[[str], Artifact], tmp_path: Path) -> None:
-    (tmp_path / "recipe").mkdir()
-    (tmp_path / "recipe" / "texts.txt").write_text("\n".join(ENGLISH))
-    recipe = load_recipe(Path(__file__).parents[2] / "recipes" / "minilm-l6.yaml").placed_in(tmp_path / "recipe")
-    step, cache = TrimVocabulary(corpus=(Path("texts.txt"),)), Cache(tmp_path / "cache")
-    made = [make_stage(step, "0 trim_vocabulary", make_base("WordPiece"), recipe, cache, Silent(), calibration=[], force=False)]
-    made.append(make_stage(step, "0 trim_vocabulary", make_base("WordPiece"), recipe, cache, Silent(), calibration=[], force=False))
-    assert [stage.cached for stage in made] == [False, True]
-    assert read_body(made[1].artifact.path).vocabulary == made[0].made.report.facts["pieces_after"]

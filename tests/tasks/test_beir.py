@@ -90,14 +90,14 @@ def test_calibration_takes_unjudged_documents_and_unasked_queries(tmp_path: Path
     spare = Beir(path=write_folder(tmp_path)).calibration_texts(10)
     assert spare.queries == ("spare query",)
     assert spare.documents == ("Desk lamp warm light for reading",)
-    assert "1 queries that the test does not ask" in spare.note
+    assert "1 queries that are not in the test" in spare.note
 
 
 def test_calibration_without_spare_queries_cuts_documents_to_query_length_and_says_so(tmp_path: Path) -> None:
     write_folder(tmp_path, qrels=QRELS + "q3\td3\t1\n")
     spare = Beir(path=tmp_path).calibration_texts(10)
     assert spare.queries == ("Desk lamp",)
-    assert "no queries to spare" in spare.note
+    assert "no queries outside the test" in spare.note
 
 
 def test_calibration_leaves_out_what_is_tested_in_whatever_case(tmp_path: Path) -> None:
@@ -123,10 +123,11 @@ def test_calibration_refuses_a_folder_whose_documents_are_all_judged(tmp_path: P
         ("q1\td1\n", r"test\.tsv:1: found 'q1\\td1'"),
         ("q1\td1\t1\nq1 d2 0\n", r"test\.tsv:2: found 'q1 d2 0'"),
         ("q1\td1\thigh\n", r"a whole score"),
-        ("q1\td1\t31\n", r"a score of at most 30"),
+        ("q1\td1\t1\nquery-id\tcorpus-id\tscore\n", r"test\.tsv:2: found 'query-id"),
+        ("q1\td1\t31\n", r"a whole score of at most 30"),
         ("q1\td9\t1\n", r"judges document 'd9' for query 'q1', but corpus.jsonl has no text"),
-        ("q9\td1\t1\n", r"judges query 'q9', which queries.jsonl lacks"),
-        ("query-id\tcorpus-id\tscore\n", r"holds no judgments"),
+        ("q9\td1\t1\n", r"judges query 'q9', which is not in queries.jsonl"),
+        ("query-id\tcorpus-id\tscore\n", r"contains no judgments"),
     ],
 )
 def test_broken_judgments_are_named_by_line(tmp_path: Path, qrels: str, message: str) -> None:
@@ -138,11 +139,11 @@ def test_broken_judgments_are_named_by_line(tmp_path: Path, qrels: str, message:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (b'{"_id": "d1"', r"corpus\.jsonl:1: .*one JSON object a line"),
-        (b'{"_id": 7, "title": "x"}\n', r"corpus\.jsonl:1: found .* text for _id wanted"),
-        (b'["d1"]\n', r"an object with text for _id wanted"),
-        (b'{"_id": "d1"}\n{"_id": "d1"}\n', r"corpus\.jsonl:2: _id 'd1' is there twice"),
-        (b'{"_id": "\xff"}\n', r"one JSON object a line"),
+        (b'{"_id": "d1"', r"corpus\.jsonl:1: .*one JSON object on each line"),
+        (b'{"_id": 7, "title": "x"}\n', r"corpus\.jsonl:1: found .*expected an object with _id"),
+        (b'["d1"]\n', r"expected an object with _id"),
+        (b'{"_id": "d1"}\n{"_id": "d1"}\n', r"corpus\.jsonl:2: duplicate _id 'd1'"),
+        (b'{"_id": "\xff"}\n', r"one JSON object on each line"),
     ],
 )
 def test_broken_corpus_lines_are_named(tmp_path: Path, line: bytes, message: str) -> None:
@@ -162,13 +163,13 @@ def test_broken_corpus_lines_are_named(tmp_path: Path, line: bytes, message: str
 def test_broken_gzip_says_that_it_cannot_be_read(tmp_path: Path, content: bytes) -> None:
     write_folder(tmp_path, gz=True)
     (tmp_path / "corpus.jsonl.gz").write_bytes(content)
-    with pytest.raises(TaskError, match=r"corpus\.jsonl\.gz:\d+: (cannot be read|_id 'd1' is there twice)"):
+    with pytest.raises(TaskError, match=r"corpus\.jsonl\.gz:\d+: (cannot be read|duplicate _id 'd1')"):
         Beir(path=tmp_path).load()
 
 
 def test_missing_split_names_those_that_are_there(tmp_path: Path) -> None:
     write_folder(tmp_path)
-    with pytest.raises(TaskError, match=r"qrels/dev\.tsv: No such file or directory; splits that are there: test"):
+    with pytest.raises(TaskError, match=r"qrels/dev\.tsv: No such file or directory; available splits: test"):
         Beir(path=tmp_path, split="dev").load()
 
 

@@ -23,12 +23,12 @@ def test_each_form_gives_its_texts(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.jsonl", b'{"text": "one"}\n{"body": "two"}\n', r"a\.jsonl:2: found .*body.*; an object with text, or a JSON string, is wanted"),
+        ("a.jsonl", b'{"text": "one"}\n{"body": "two"}\n', r"a\.jsonl:2: found .*body.*; expected an object with text, or a JSON string"),
         ("a.jsonl", b'{"text": "one"}\n{"text": \n', r"a\.jsonl:2: not JSON: Expecting value"),
         ("a.jsonl", b"[1]\n", r"a\.jsonl:1: found \[1\]"),
         ("a.txt", b"one\n\xff\xfe\n", r"a\.txt: not UTF-8 \(invalid start byte\)"),
         ("a.txt.gz", b"no gzip", r"a\.txt\.gz:0: cannot be read: Not a gzipped file"),
-        ("a.pdf", b"", r"a\.pdf: a \.pdf file; a \.txt file"),
+        ("a.pdf", b"", r"a\.pdf: a \.pdf file; expected a \.txt file"),
     ],
 )
 def test_fault_names_the_file_and_the_line(name: str, content: bytes, message: str, tmp_path: Path) -> None:

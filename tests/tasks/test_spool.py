@@ -35,5 +35,5 @@ def test_full_disk_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
-    with pytest.raises(TaskError, match=r"No space left on device: a corpus of 0 texts and more needs a temporary file; .*TMPDIR"):
+    with pytest.raises(TaskError, match=r"No space left on device: a temporary file is needed for a corpus of more than 0 texts; .*TMPDIR"):
         SpooledTexts([("a", "text")])

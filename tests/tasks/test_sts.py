@@ -44,7 +44,7 @@ def test_broken_lines_are_named(tmp_path: Path, content: str, message: str) -> N
 
 
 def test_calibration_is_refused_because_every_sentence_is_judged(tmp_path: Path) -> None:
-    with pytest.raises(TaskError, match="none is left to calibrate on; name another task"):
+    with pytest.raises(TaskError, match="none is left to calibrate on; choose another task"):
         Sts(path=write(tmp_path, "a,b,1\nc,d,2\n")).calibration_texts(5)
 
 

@@ -40,20 +40,20 @@ def test_calibration_uses_sentences_that_answer_nothing(tmp_path: Path) -> None:
     spare = XquadR(path=write(tmp_path, make_document())).calibration_texts(10)
     assert spare.documents == ("Nobody counted.",)
     assert spare.queries == ("Nobody counted.",)
-    assert "answer nothing" in spare.note
+    assert "answer no question" in spare.note
 
 
 def test_plain_squad_without_sentence_breaks_is_refused_by_paragraph(tmp_path: Path) -> None:
     document = make_document()
     del document["data"][0]["paragraphs"][0]["sentence_breaks"]
-    with pytest.raises(TaskError, match=r"data\[0\]\.paragraphs\[0\]: KeyError: 'sentence_breaks'; SQuAD JSON whose paragraphs"):
+    with pytest.raises(TaskError, match=r"data\[0\]\.paragraphs\[0\]: KeyError: 'sentence_breaks'; expected SQuAD JSON whose paragraphs"):
         XquadR(path=write(tmp_path, document)).load()
 
 
 def test_answer_outside_every_sentence_is_refused(tmp_path: Path) -> None:
     document = make_document()
     document["data"][0]["paragraphs"][0]["qas"][1]["answers"][0]["answer_start"] = 900
-    with pytest.raises(TaskError, match="question 'b' is answered outside every sentence"):
+    with pytest.raises(TaskError, match="the answer to question 'b' starts in no sentence"):
         XquadR(path=write(tmp_path, document)).load()
 
 
@@ -84,5 +84,5 @@ def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
 
 
 def test_folder_without_files_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(TaskError, match=r"holds no \.json file; SQuAD JSON"):
+    with pytest.raises(TaskError, match=r"contains no \.json file; expected SQuAD JSON"):
         load_tasks([XquadR(path=tmp_path)])

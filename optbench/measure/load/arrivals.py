@@ -1,9 +1,8 @@
-"""Queries that arrive when they please, and the workers that serve them: an open loop with one queue in front.
+"""An open-loop load generator: queries arrive on a schedule, and servers behind one queue answer them.
 
-The schedule is drawn before the run and is the queue: a worker that is free takes the next query of the schedule and, if it
-has not arrived yet, waits for it. That is first come, first served for any number of workers, with no dispatcher thread to
-compete for the cores. Latency counts from the scheduled arrival, so a worker that is busy or wakes up late delays nobody's
-clock: what the literature calls coordinated omission cannot happen.
+The schedule is drawn before the run and is the queue: a free server takes the next query and, if it has not arrived yet, waits for
+it. That is first come, first served for any number of servers, without a dispatcher thread that competes for the cores. Latency
+counts from the scheduled arrival, so there is no coordinated omission.
 
 Source: Schroeder, Wierman and Harchol-Balter 2006, "Open Versus Closed: A Cautionary Tale", NSDI; Tene 2013, "How NOT to
 Measure Latency".
@@ -17,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +27,7 @@ __all__ = [
     "Clock",
     "RunAll",
     "Served",
+    "ServerPool",
     "SystemClock",
     "collector_paused",
     "draw_queries",
@@ -38,24 +38,24 @@ __all__ = [
 
 Query = TypeVar("Query")
 RunAll = Callable[[Sequence[Callable[[], None]]], None]
-"""Runs functions side by side and returns when all are done."""
+"""Runs functions concurrently and returns when all are done."""
 
-# Threads that are being started do not make the first queries late.
+# Time to start the threads before the first arrival.
 LEAD_NS = 5_000_000
 
 
 class Clock(Protocol):
-    """The time, and a way to let it pass. Tests bring one of their own."""
+    """Tells the time and waits; tests simulate it."""
 
     def now_ns(self) -> int:
-        """Nanoseconds since some moment in the past."""
+        """Nanoseconds since an arbitrary moment."""
 
     def wait_until(self, moment_ns: int) -> None:
-        """Return at `moment_ns` of this clock, or soon after it; at once where it has passed."""
+        """Return at `moment_ns` or soon after; at once if it has passed."""
 
 
 class SystemClock:
-    """The machine's monotonic clock. It waits asleep, as an idle service does; waking up takes some 50 microseconds."""
+    """The machine's monotonic clock. It sleeps to wait, as an idle service does; waking up takes about 50 microseconds."""
 
     def now_ns(self) -> int:
         """`time.perf_counter_ns`."""
@@ -69,14 +69,14 @@ class SystemClock:
 
 @dataclass(frozen=True)
 class Served:
-    """What became of a schedule.
+    """The result of serving a schedule.
 
     Attributes:
-        latencies_ns: from scheduled arrival to answer, of every query that arrived before the end, in the order of arrival.
-            One that was never answered counts with its wait up to the end: a lower bound.
+        latencies_ns: from scheduled arrival to answer, of each query that arrived before the end, in order of arrival. An
+            unanswered query counts with its wait until the end: a lower bound.
         elapsed_ns: from the start of the schedule to the end.
-        n_unserved: queries that arrived and were never answered.
-        abandoned: stopped before its time, because too many queries were late already.
+        n_unserved: queries that arrived and were not answered.
+        abandoned: stopped early because too many queries were late.
     """
 
     latencies_ns: NDArray[np.int64]
@@ -86,15 +86,10 @@ class Served:
 
 
 def poisson_arrivals(rate: float, n: int, seed: int) -> NDArray[np.int64]:
-    """Arrival times of a Poisson process.
+    """Arrival times of a Poisson process of `rate` arrivals per second.
 
-    The same seed gives the same gaps in units of 1 / rate, whatever the rate, and fewer arrivals are the first of more: runs
-    at two rates differ by the rate alone.
-
-    Args:
-        rate: arrivals per second, above 0.
-        n: how many.
-        seed: of the gaps.
+    The same seed gives the same gaps in units of 1 / rate, and fewer arrivals are a prefix of more: runs at two rates differ only by
+    the rate.
 
     Returns:
         (n,) nanoseconds from the start, ascending.
@@ -104,17 +99,16 @@ def poisson_arrivals(rate: float, n: int, seed: int) -> NDArray[np.int64]:
 
 
 def draw_queries(pool: Sequence[Query], n: int, seed: int) -> list[Query]:
-    """`n` queries drawn from the pool with replacement; the same seed draws the same, and fewer are the first of more."""
-    # The schedule has a stream of its own: gaps and lengths must not go together.
+    """Draw `n` queries with replacement; with the same seed, fewer queries are a prefix of more."""
+    # A random stream of its own: lengths must not correlate with the schedule's gaps.
     generator = np.random.default_rng([seed, 1])
     return [pool[index] for index in generator.integers(len(pool), size=n).tolist()]
 
 
 def run_in_threads(functions: Sequence[Callable[[], None]]) -> None:
-    """Run each function in a thread of its own; a single one in the caller's, whose OpenMP pool is warm already.
+    """Run each function in its own thread; a single one in the calling thread, whose OpenMP pool is warm.
 
-    Raises:
-        Exception: what the first function that failed raised, when all have ended.
+    The error of the first function that failed is raised once all have ended.
     """
     if len(functions) == 1:
         functions[0]()
@@ -127,7 +121,7 @@ def run_in_threads(functions: Sequence[Callable[[], None]]) -> None:
 
 @contextmanager
 def collector_paused() -> Iterator[None]:
-    """No garbage collection inside: it stops the world for longer than a small model takes."""
+    """Disable garbage collection: a pause is longer than an embedding of a small model."""
     gc.collect()
     was_on = gc.isenabled()
     gc.disable()
@@ -138,37 +132,43 @@ def collector_paused() -> Iterator[None]:
             gc.enable()
 
 
+@dataclass(frozen=True)
+class ServerPool(Generic[Query]):
+    """Servers behind one queue: one warm function per thread, which returns when its query is answered."""
+
+    servers: Sequence[Callable[[Query], None]]
+    clock: Clock
+    run_all: RunAll = run_in_threads
+
+
 def serve_arrivals(
-    servers: Sequence[Callable[[Query], None]],
+    pool: ServerPool[Query],
     queries: Sequence[Query],
     arrivals_ns: NDArray[np.int64],
-    clock: Clock,
     *,
     patience_ns: int | None = None,
     late_ns: int | None = None,
     late_max: int = 0,
-    run_all: RunAll = run_in_threads,
 ) -> Served:
-    """Serve queries in the order of their arrival, each by the first worker that is free.
+    """Serve queries in order of arrival, each by the first free server.
 
     Args:
-        servers: one function a worker, called by that worker alone; it returns when the query is answered.
-        queries: one an arrival.
+        pool: the servers.
+        queries: one per arrival.
         arrivals_ns: (queries,) nanoseconds from the start, ascending.
-        clock: tells the time and waits.
-        patience_ns: how long after the last arrival the queue may still be worked off; until it is empty when left out.
+        patience_ns: how long after the last arrival the queue is still served; by default until it is empty.
         late_ns: a query that takes longer is late.
-        late_max: late queries beyond this number end the run.
-        run_all: runs the workers.
+        late_max: more late queries than this end the run.
 
     Raises:
-        MeasureError: no workers, no queries, or as many arrivals as there are not queries.
+        MeasureError: no servers, no queries, or unequal numbers of queries and arrivals.
         Exception: whatever a server raises; it ends the run.
     """
+    servers, clock = pool.servers, pool.clock
     if not servers or not queries or len(queries) != len(arrivals_ns):
         raise MeasureError(
-            f"serving: {len(servers)} workers, {len(queries)} queries and {len(arrivals_ns)} arrivals; "
-            "at least one worker and one query are wanted, and an arrival for each query"
+            f"serving: {len(servers)} servers, {len(queries)} queries and {len(arrivals_ns)} arrivals; "
+            "expected at least one server and one query, and one arrival per query"
         )
     start_ns = clock.now_ns() + LEAD_NS
     due = (arrivals_ns + start_ns).tolist()
@@ -177,10 +177,10 @@ def serve_arrivals(
     close_ns = None if patience_ns is None else due[-1] + patience_ns
     stop = threading.Event()
     abandoned = threading.Event()
-    # next() on a range's iterator is one step under the interpreter's lock: no query is taken twice.
+    # next() on a range's iterator is atomic under the GIL: each query is taken once.
     tickets = iter(range(len(due)))
 
-    def work(worker: int, serve: Callable[[Query], None]) -> None:
+    def work(server: int, serve: Callable[[Query], None]) -> None:
         for index in tickets:
             due_ns = due[index]
             now_ns = clock.now_ns()
@@ -197,13 +197,13 @@ def serve_arrivals(
                 raise
             done[index] = now_ns = clock.now_ns()
             if late_ns is not None and now_ns - due_ns > late_ns:
-                late[worker] += 1
+                late[server] += 1
                 if sum(late) > late_max:
                     abandoned.set()
                     stop.set()
 
     with collector_paused():
-        run_all([partial(work, worker, serve) for worker, serve in enumerate(servers)])
+        pool.run_all([partial(work, server, serve) for server, serve in enumerate(servers)])
     end_ns = clock.now_ns()
     due_at, done_at = np.array(due), np.array(done)
     unserved = done_at == 0

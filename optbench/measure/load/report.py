@@ -1,4 +1,4 @@
-"""What the scenarios found for each concurrency model, and as tables of text."""
+"""The results of the scenarios for each concurrency model, and their tables."""
 
 import os
 from collections.abc import Sequence
@@ -11,22 +11,22 @@ from optbench.machine.frozen import Frozen
 from optbench.measure.footprint import MemorySample
 from optbench.measure.load.scenarios import HighestRate, Latencies, Offline, ServerRun, SingleStream, mlperf_queries
 
-__all__ = ["REAL_QUERIES", "Concurrency", "ConcurrencyResult", "Rows", "ScenarioReport", "scenario_notes", "serves_more"]
+__all__ = ["REAL_QUERIES", "Concurrency", "ConcurrencyResult", "ScenarioReport", "ScenarioTable", "scenario_notes", "serves_more"]
 
 REAL_QUERIES = "real queries"
 """The name of the workload that the server and offline scenarios run on."""
-# One run a model, not interleaved: two rates closer than this are a tie.
+# Models are not interleaved: two rates closer than this are a tie.
 TIE_SHARE = 0.05
 
 ModelName = Literal["one_session", "many_sessions"]
 
 
 class Concurrency(Frozen):
-    """A way to put an engine on the cores.
+    """A way to distribute an engine over the cores.
 
     Attributes:
-        name: `one_session`: one on all threads, with a queue in front; `many_sessions`: one thread each, all fed by one queue.
-        sessions: how many, each with a worker thread of its own.
+        name: `one_session`: one session on all threads; `many_sessions`: single-threaded sessions, all fed by one queue.
+        sessions: how many, each with a thread of its own.
         engine: with the threads of one session.
     """
 
@@ -36,15 +36,14 @@ class Concurrency(Frozen):
 
 
 class ConcurrencyResult(Frozen):
-    """What was measured of one concurrency model.
+    """The results of one concurrency model.
 
     Attributes:
-        concurrency: the model.
-        load_ms: opening all sessions.
+        load_ms: time to open all sessions.
         memory: of the process at the end.
-        single_stream: by workload; under many_sessions one of the sessions works, and the others idle.
-        highest: the highest rate that keeps the report's limit, on real queries.
-        server: at the rate that was asked for, on real queries; None where none was.
+        single_stream: by workload; with many_sessions, the other sessions are idle.
+        highest: the highest rate within the report's limit, on real queries.
+        server: at the requested rate, on real queries; None if none was requested.
         offline: by batch size, on real queries.
     """
 
@@ -57,7 +56,7 @@ class ConcurrencyResult(Frozen):
     offline: tuple[Offline, ...]
 
 
-class Rows(NamedTuple):
+class ScenarioTable(NamedTuple):
     """A table as text: the fields of `report.table.Table`, in its order."""
 
     title: str
@@ -67,18 +66,16 @@ class Rows(NamedTuple):
 
 
 class ScenarioReport(Frozen):
-    """What `run_scenarios` found.
+    """The results of `run_scenarios`.
 
     Attributes:
-        artifact_sha256: what was run.
-        engine: its options as JSON, before they were split over sessions.
+        engine: its options as JSON, before threads were split over sessions.
         tokens: of the real queries, sorted.
         seconds: of each run.
         limit_ms: p99 limit of `highest`.
-        limit_given: by the user; else it was derived from one_session's single stream.
-        models: one_session first; many_sessions where there is more than one thread.
-        serves_more: the model with the higher rate at the same p99; None for a tie, or where there is one model only.
-        notes: what a reader must know, in sentences.
+        limit_given: the user set the limit; else it is derived from one_session's single stream.
+        models: one_session, and many_sessions if there is more than one thread.
+        serves_more: the model with the higher rate at the same p99; None for a tie or a single model.
     """
 
     artifact_sha256: str
@@ -91,14 +88,14 @@ class ScenarioReport(Frozen):
     serves_more: ModelName | None
     notes: tuple[str, ...]
 
-    def tables(self) -> list[Rows]:
-        """Single stream, server and offline."""
+    def tables(self) -> list[ScenarioTable]:
+        """The tables of single stream, server and offline."""
         single, rates, batches = [], [], []
         for model in self.models:
             name = model.concurrency.name
             single += [[name, workload, *_latency_cells(result.latency)] for workload, result in model.single_stream.items()]
             if model.server is not None:
-                rates.append(_server_row(name, "as asked", model.server))
+                rates.append(_server_row(name, "requested", model.server))
             if model.highest.run is None:
                 rates.append([name, "highest", "none", *[""] * 6])
             else:
@@ -107,15 +104,15 @@ class ScenarioReport(Frozen):
         queries = f"{len(self.tokens)} real queries of {self.tokens[0]} to {self.tokens[-1]} tokens, drawn at random. {STAR}"
         limit = f"highest: the highest rate with p99 at most {self.limit_ms:.4g} ms. "
         compared = {
-            None: "Neither concurrency model serves clearly more at that p99. ",
+            None: "Neither concurrency model clearly serves more at that p99. ",
             "one_session": "one_session serves more at that p99. ",
             "many_sessions": "many_sessions serves more at that p99. ",
         }[self.serves_more]
         server = f"Latency counts from the scheduled arrival; {limit}{compared if len(self.models) > 1 else ''}{STAR}"
         return [
-            Rows("Single stream", ["model", "workload", *LATENCY_COLUMNS], single, queries),
-            Rows("Server", ["model", "rate", "queries/s", "served/s", *LATENCY_COLUMNS], rates, server),
-            Rows("Offline", ["model", "batch", "texts", "texts/s"], batches, "Texts sorted by length, longest first."),
+            ScenarioTable("Single stream", ["model", "workload", *LATENCY_COLUMNS], single, queries),
+            ScenarioTable("Server", ["model", "rate", "queries/s", "served/s", *LATENCY_COLUMNS], rates, server),
+            ScenarioTable("Offline", ["model", "batch", "texts", "texts/s"], batches, "Texts sorted by length, longest first."),
         ]
 
 
@@ -135,7 +132,7 @@ def _server_row(name: str, label: str, run: ServerRun) -> list[str]:
 
 
 def serves_more(models: Sequence[ConcurrencyResult]) -> ModelName | None:
-    """The model whose highest rate is above every other's by more than the search and the machine's noise could make it."""
+    """The model whose highest rate exceeds the other's by more than the search's resolution and the machine's noise; None for a tie."""
     if len(models) < 2:
         return None
     first, second = sorted(models, key=lambda model: -model.highest.rate)[:2]
@@ -146,7 +143,7 @@ def serves_more(models: Sequence[ConcurrencyResult]) -> ModelName | None:
 
 
 def scenario_notes(models: Sequence[ConcurrencyResult], engine: Engine) -> tuple[str, ...]:
-    """What a reader of these figures must know, in sentences."""
+    """Notes on how to read these figures."""
     notes = [_spinning(engine)]
     fewest = min(result.latency.n for model in models for result in model.single_stream.values())
     for model in models:
@@ -160,26 +157,26 @@ def scenario_notes(models: Sequence[ConcurrencyResult], engine: Engine) -> tuple
             last = model.highest.probes[-1]
             alone = model.single_stream[REAL_QUERIES].latency.p99_ns.point / 1e6
             notes.append(
-                f"{name}: no rate was found that keeps p99 at {model.highest.limit_ms:.4g} ms: at {last.rate:.4g} queries per second it "
-                f"was {last.p99_ms:.4g} ms, and {alone:.4g} ms one after another; where that is well below the limit, other programs "
-                "held the cores when queries arrived: quiet the machine and measure again"
+                f"{name}: found no rate with p99 within {model.highest.limit_ms:.4g} ms: at {last.rate:.4g} queries per second it "
+                f"was {last.p99_ms:.4g} ms, and {alone:.4g} ms one after another; if that is well below the limit, other programs "
+                "used the cores: stop them and measure again"
             )
         elif not model.highest.converged:
-            notes.append(f"{name}: the search ended before the highest rate was pinned down; run for more seconds")
+            notes.append(f"{name}: the search ended before it converged on the highest rate; run for more seconds")
     if fewest < mlperf_queries(99):
         notes.append(
-            f"{fewest} queries in the shortest run, where MLPerf's guide wants {mlperf_queries(99)} for a p99: read it with its interval. "
+            f"the shortest run has {fewest} queries, and MLPerf requires {mlperf_queries(99)} for a p99: read it with its interval. "
             "Queries in one queue are not independent, so under load the true interval is wider"
         )
     return tuple(notes)
 
 
 def _spinning(engine: Engine) -> str:
-    """What idle threads do between two queries: it moves latency at low rates, and takes cores from others."""
+    """What idle threads do between queries, which affects latency at low rates and the load on the machine."""
     if isinstance(engine, OnnxRuntime):
         if engine.spinning:
-            return "onnxruntime's idle threads spin (spinning: true): a query that comes soon is answered sooner, and the cores stay busy"
-        return "onnxruntime's idle threads sleep (spinning: false): cores are free between queries, and each query wakes them up"
+            return "onnxruntime's idle threads spin (spinning: true): a query soon after another is faster, and the cores stay busy"
+        return "onnxruntime's idle threads sleep (spinning: false): the cores are free between queries, and each query wakes the threads up"
     if isinstance(engine, OpenVino):
         return "openvino's idle threads soon sleep, and it has no option to make them spin: a query after a pause wakes them up"
     policy = os.environ.get("OMP_WAIT_POLICY", "not set")

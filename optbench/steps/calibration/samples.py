@@ -1,4 +1,4 @@
-"""Calibration inputs: some of the recipe's texts, tokenized as the model will see them."""
+"""Calibration inputs: a sample of the recipe's texts, tokenized as the model will see them."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,25 +16,15 @@ CalibrationInput = dict[str, NDArray[np.int64]]
 
 
 def calibration_inputs(folder: Path, texts: Sequence[str], samples: int, seed: int, where: str) -> list[CalibrationInput]:
-    """Draw texts and tokenize each at its own length: padding is not what the model sees, and it would widen every range.
-
-    Args:
-        folder: an artifact, for its tokenizer.
-        texts: with their prompts in front; doubles count once.
-        samples: how many to draw; all where there are fewer.
-        seed: the same seed draws the same texts.
-        where: artifact and step, for the error.
+    """Draw texts, duplicates counted once, and tokenize each at its own length, without padding, which would widen every range.
 
     Returns:
-        One entry a text, the shortest first, so that an engine meets each length once.
-
-    Raises:
-        StepError: there are no texts.
+        One entry per text, the shortest first, so that an engine meets each length once.
     """
     distinct = list(dict.fromkeys(text for text in texts if text.strip()))
     if not distinct:
-        raise StepError(f"{where}: needs texts to calibrate on and got none; name an accuracy task in the recipe, or --task")
-    # Drawn, not taken from the front: the texts come as all queries, then all documents.
+        raise StepError(f"{where}: no calibration texts; name an accuracy task in the recipe, or --task")
+    # Drawn at random: all queries come before all documents.
     drawn = np.random.default_rng(seed).permutation(len(distinct))[:samples]
     tokenizer = load_tokenizer(folder)
     inputs = []

@@ -1,11 +1,11 @@
-"""SmoothQuant: move the outliers of an activation's channels into the weights that read it, which bear them better.
+"""SmoothQuant: move the outliers of an activation's channels into the weights that read it, which are easier to quantize.
 
     y = x W  =  (x / s) (diag(s) W),   one s > 0 for each input channel
 
 Source: Xiao et al. 2022, arXiv:2211.10438, eq. 4: s_j = max|x_j|^a / max|W_j|^(1 - a). The bounds are NNCF's.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,41 +17,29 @@ from optbench.steps.openvino.graph import WeightMatMul
 if TYPE_CHECKING:
     import openvino as ov
 
-__all__ = ["group_by_activation", "observe_maxima", "smooth", "smoothing_scale"]
+__all__ = ["observe_maxima", "smooth", "smoothing_scale"]
 
-# A channel that calibration never saw move still needs a finite scale.
+# A channel that is zero on all calibration texts still needs a finite scale.
 MAXIMUM_FLOOR = 1e-5
-# Quiet channels share the scale of the quietest tenth: smaller ones would only push their weights below one step.
+# Channels with small values share the scale of the smallest tenth: smaller scales would only push their weights below one step.
 QUIET_QUANTILE = 0.1
 SCALE_MAX = 100.0
-# NNCF places no quantizer before a multiplication with this in its name, but after it.
+# NNCF places the quantizer after a multiplication with this in its name, not before it.
 MULTIPLY_SUFFIX = "nncf_smooth_quant"
 
 
 def smoothing_scale(activation_maxima: NDArray[np.float32], weight_maxima: NDArray[np.float32], alpha: float) -> NDArray[np.float32]:
-    """The divisor of each input channel.
+    """The divisor of each input channel, (in,), positive and at most 100.
 
     Args:
         activation_maxima: (in,), the largest magnitude seen in each channel.
         weight_maxima: (in,), the largest magnitude in each weight row that reads the channel.
-        alpha: share of the difficulty that moves to the weights, 0..1.
-
-    Returns:
-        (in,), positive and at most 100.
+        alpha: how much of the range moves to the weights, 0..1.
     """
     seen = np.maximum(activation_maxima, MAXIMUM_FLOOR).astype(np.float64)
     held = np.maximum(weight_maxima, MAXIMUM_FLOOR).astype(np.float64)
     scale = seen**alpha / held ** (1 - alpha)
     return np.clip(scale, min(float(np.quantile(scale, QUIET_QUANTILE)), SCALE_MAX), SCALE_MAX).astype(np.float32)
-
-
-def group_by_activation(matmuls: Iterable[WeightMatMul]) -> list[list[WeightMatMul]]:
-    """MatMuls that read the same activation, in the graph's order; they share one scale."""
-    groups: dict[tuple[str, int], list[WeightMatMul]] = {}
-    for matmul in matmuls:
-        output = matmul.node.input_value(0)
-        groups.setdefault((output.get_node().get_friendly_name(), output.get_index()), []).append(matmul)
-    return list(groups.values())
 
 
 def observe_maxima(
@@ -61,17 +49,9 @@ def observe_maxima(
     threads: int,
     tick: Callable[[int], None],
 ) -> list[NDArray[np.float32]]:
-    """Run the graph in float32 and keep the largest magnitude of each channel of the activations that groups read.
+    """Run the graph in float32 and record the largest magnitude, (in,), of each channel of the activations that groups read.
 
-    Args:
-        model: not changed.
-        groups: as `group_by_activation` gives them.
-        inputs: the graph's inputs.
-        threads: for inference.
-        tick: called with the number of inputs done.
-
-    Returns:
-        For each group (in,).
+    `groups` are from `group_by_activation`; `tick` is called with the number of inputs done.
     """
     import openvino as ov
     from openvino import opset13 as opset
@@ -80,7 +60,7 @@ def observe_maxima(
     for readers in groups:
         activation = readers[0].node.input_value(0)
         axes = opset.constant(list(range(activation.get_partial_shape().rank.get_length() - 1)), dtype=np.int64)
-        # Reduced in the engine: what comes out is a row for each activation, not the activation.
+        # Reduced in the engine: the output is a row for each activation, not the activation.
         results.append(opset.result(opset.reduce_max(opset.abs(activation), axes, keep_dims=False)))
     observed = ov.Model(results, model.get_parameters(), "observed")
     compiled = ov.Core().compile_model(observed, "CPU", {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads})
@@ -96,12 +76,9 @@ def observe_maxima(
 
 
 def smooth(groups: Sequence[Sequence[WeightMatMul]], maxima: Sequence[NDArray[np.float32]], alpha: float) -> None:
-    """Divide each group's activation by its scale and multiply the scale into its weights; the products are the same numbers.
+    """Divide each group's activation by its scale and multiply the scale into its weights; the products do not change.
 
-    Args:
-        groups: their MatMuls' weights become float32 constants of their own.
-        maxima: as `observe_maxima` gives them.
-        alpha: see `smoothing_scale`.
+    The weights become float32 constants of their own.
     """
     import openvino as ov
     from openvino import opset13 as opset

@@ -1,4 +1,4 @@
-"""What the activations of an ONNX graph hold when texts run through it, and the 8-bit range that follows."""
+"""The values of an ONNX graph's activations on calibration texts, and the 8-bit ranges that follow from them."""
 
 import contextlib
 import io
@@ -17,10 +17,9 @@ if TYPE_CHECKING:
     import onnx_ir as ir
     import onnxruntime
 
-__all__ = ["ActivationScale", "ChannelExtremes", "Method", "activation_scale", "clipped_ranges", "observe_extremes", "open_observer"]
+__all__ = ["ActivationScale", "ChannelExtremes", "Clipping", "activation_scale", "clipped_ranges", "observe_extremes", "open_observer"]
 
-Method = Literal["minmax", "percentile", "entropy"]
-# ONNX Runtime starts percentiles with 2048 bins and entropy with 128; entropy gains from the finer ones too.
+# ONNX Runtime's defaults are 2048 bins for percentiles and 128 for entropy; entropy gains from 2048 too.
 HISTOGRAM_BINS = 2048
 QUANTIZED_BINS = 128
 
@@ -41,17 +40,7 @@ class ChannelExtremes:
 
 
 def open_observer(source: Artifact, model: "ir.Model", activations: Sequence["ir.Value"], threads: int) -> "onnxruntime.InferenceSession":
-    """Open the float graph with inner activations as its outputs; external weights stay in the artifact's file.
-
-    Args:
-        source: where the weights lie.
-        model: as read from `source`; not changed.
-        activations: values of `model`.
-        threads: for inference.
-
-    Raises:
-        StepError: ONNX Runtime refuses the graph; its words are in the message.
-    """
+    """Open the float graph with inner activations as its outputs; external weights stay in the artifact's file."""
     import onnx_ir as ir
     import onnxruntime
 
@@ -63,11 +52,11 @@ def open_observer(source: Artifact, model: "ir.Model", activations: Sequence["ir
         model.graph.outputs[:] = outputs
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    options.log_severity_level = 3  # errors come as exceptions; warnings of unused outputs are of our own making
+    options.log_severity_level = 3  # errors are raised; the warnings are about the outputs added here
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(source.main_file.parent))
     try:
         return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # the library raises a class of its own for each status code
+    except Exception as error:  # the library has an exception class for each status code
         raise StepError(f"{source.main_file}: ONNX Runtime cannot open it: {error}; make the artifact again") from error
 
 
@@ -79,7 +68,7 @@ def _runs(session: "onnxruntime.InferenceSession", inputs: Sequence[CalibrationI
 
 
 def observe_extremes(session: "onnxruntime.InferenceSession", inputs: Sequence[CalibrationInput], tick: Tick) -> list[ChannelExtremes]:
-    """Run the texts and keep each channel's extremes; `tick` gets the number of texts done."""
+    """Run the texts and record each channel's extremes; `tick` is called with the number of texts done."""
     extremes: list[ChannelExtremes] = []
     for activations in _runs(session, inputs, tick):
         rows = [activation.reshape(-1, activation.shape[-1]) for activation in activations]
@@ -91,32 +80,29 @@ def observe_extremes(session: "onnxruntime.InferenceSession", inputs: Sequence[C
     return extremes
 
 
+@dataclass(frozen=True)
+class Clipping:
+    """How rare extremes are left out of a range; method `percentile` keeps `percentile` percent of the values."""
+
+    method: Literal["percentile", "entropy"]
+    percentile: float
+    symmetric: bool
+
+
 def clipped_ranges(
     session: "onnxruntime.InferenceSession",
     inputs: Sequence[CalibrationInput],
     divisors: Sequence[NDArray[np.float32] | None],
-    method: Method,
-    percentile: float,
-    symmetric: bool,
+    clipping: Clipping,
     tick: Tick,
 ) -> list[tuple[float, float]]:
-    """Run the texts and find, for each activation, a range that leaves out its rare extremes; the histograms are ONNX Runtime's.
+    """Run the texts and find the bounds of each activation, without rare extremes.
 
-    Args:
-        session: as `open_observer` gives it.
-        inputs: the graph's inputs.
-        divisors: what smoothing divides each activation's channels by.
-        method: `percentile` or `entropy`.
-        percentile: share in percent that the range keeps.
-        symmetric: whether the range is to be symmetric around 0.
-        tick: called with the number of texts done.
-
-    Returns:
-        Lower and upper bound for each activation.
+    `divisors` are what the channels of each activation are divided by first; None for nothing.
     """
     from onnxruntime.quantization.calibrate import HistogramCollector
 
-    collector = HistogramCollector(method, symmetric, HISTOGRAM_BINS, QUANTIZED_BINS, percentile, "same")
+    collector = HistogramCollector(clipping.method, clipping.symmetric, HISTOGRAM_BINS, QUANTIZED_BINS, clipping.percentile, "same")
     with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
         for activations in _runs(session, inputs, tick):
             smoothed = [
@@ -136,7 +122,7 @@ class ActivationScale:
 
 
 def activation_scale(lowest: float, highest: float, *, symmetric: bool) -> ActivationScale:
-    """The uint8 parameters of a range, which is widened to hold 0: padding and zeros must stay exact.
+    """The uint8 parameters of a range, which is widened to include 0: padding and zeros must stay exact.
 
     Source: Jacob et al. 2018, arXiv:1712.05877, eq. 1; as onnxruntime/quantization/quant_utils.py, compute_scale_zp.
     """
@@ -146,5 +132,5 @@ def activation_scale(lowest: float, highest: float, *, symmetric: bool) -> Activ
     scale = (high - low) / 255
     if scale < np.finfo(np.float32).tiny:
         return ActivationScale(np.float32(1), np.uint8(0))
-    # The middle of 0..255 lies between two steps; symmetric ranges take the upper one, as ONNX Runtime does.
+    # The middle of 0..255 is between two steps; symmetric ranges take the upper one, as in ONNX Runtime.
     return ActivationScale(np.float32(scale), np.uint8(128 if symmetric else round(-low / scale)))

@@ -1,21 +1,20 @@
 """What the quantizing steps on ONNX graphs share: finding weight products, rounding their weights, reading and writing.
 
-A *weight product* is a node that multiplies an activation by a constant. Only one form is quantized, `MatMul(x, weight)` with
-`weight` a (in, out) float32 initializer, the form `export_onnx` writes. Every other place that holds a weight is a refusal
-with its reason:
+A *weight product* is a node that multiplies an activation by a constant. Only one form is quantized: `MatMul(x, weight)` with
+`weight` a (in, out) float32 initializer, as `export_onnx` writes it. Every other place that holds a weight is refused with a
+reason:
 
     1. MatMul(weight, x)                               the constant is the first factor
     2. MatMul(x, Transpose(weight)) and the like       constants that were not folded
     3. MatMul(x, DequantizeLinear(weight))             quantized already
     4. MatMul(x, weight), weight of 1, 3 or more axes  no column to give a scale to
     5. MatMul(x, weight), weight not float32
-    6. Gemm, FusedMatMul, Attention                    operators that have no integer twin with the same options
+    6. Gemm, FusedMatMul, Attention                    operators without an integer counterpart with the same options
     7. MatMul(x, y)                                    no weight: attention's own products
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Literal
 
@@ -24,6 +23,7 @@ from numpy.typing import NDArray
 
 from optbench.errors import StepError
 from optbench.steps.base import Refusal
+from optbench.steps.patterns import match_names
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -43,7 +43,7 @@ __all__ = [
     "weight_array",
 ]
 
-# A table with fewer rows (token types, say) is not worth two more nodes.
+# A smaller table (token types, for example) is not worth two more nodes.
 TABLE_ROWS_MIN = 256
 
 Tables = Literal["fp32", "fp16", "int8"]
@@ -60,19 +60,13 @@ class WeightProduct:
 
     @property
     def names(self) -> tuple[str, str]:
-        """The names a pattern may use for it: the node's and the weight's."""
+        """The names that a pattern may match: the node's and the weight's."""
         return str(self.node.name), str(self.weight.name)
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Which weight products a step quantizes.
-
-    Attributes:
-        products: those to quantize, in the graph's order.
-        excluded: how many an `exclude` pattern took out.
-        refused: the places left alone, and why.
-    """
+    """Which weight products a step quantizes, in the graph's order, how many `exclude` names, and the places left alone."""
 
     products: tuple[WeightProduct, ...]
     excluded: int
@@ -82,14 +76,8 @@ class Selection:
 def select_products(model: "ir.Model", exclude: Sequence[str], expect: int | None, where: str) -> Selection:
     """Find the weight products to quantize.
 
-    Args:
-        model: the graph.
-        exclude: shell-style patterns on node or weight names; upper and lower case differ.
-        expect: how many must remain; None for every place that holds a weight and is not excluded.
-        where: artifact and step, for the errors.
-
-    Raises:
-        StepError: a pattern matches nothing, or fewer places than expected can be quantized; each refusal is listed.
+    Fewer than `expect` are refused with the places left alone; by default, every place that holds a weight and that no pattern of
+    `exclude` names has to be one. `where` is artifact and step, for the errors.
     """
     products: list[WeightProduct] = []
     refused: list[Refusal] = []
@@ -106,50 +94,56 @@ def select_products(model: "ir.Model", exclude: Sequence[str], expect: int | Non
         weights_refused += holds_weight and not any(fnmatchcase(str(node.name), pattern) for pattern in exclude)
         refused.append(Refusal(rule="weight_product", node=str(node.name), reason=reason))
     named = [product.names for product in products] + [(refusal.node,) for refusal in refused]
-    taken_out = _match(named, exclude, where)[: len(products)]
-    kept = tuple(product for product, out in zip(products, taken_out, strict=True) if not out)
+    hits = match_names(named, exclude, f"{where} exclude")[: len(products)]
+    kept = tuple(product for product, hit in zip(products, hits, strict=True) if not hit)
     excluded = len(products) - len(kept)
-    wanted = len(kept) + weights_refused if expect is None else expect
-    if len(kept) < wanted or not kept:
+    expected = len(kept) + weights_refused if expect is None else expect
+    if len(kept) < expected or not kept:
         reasons = [f"{refusal.node}: {refusal.reason}" for refusal in refused if "two activations" not in refusal.reason]
         reasons += [f"{excluded} by exclude"] if excluded else []
         raise StepError(
-            f"{where}: {len(kept)} weight products can be quantized, {max(wanted, 1)} are expected; left alone: "
+            f"{where}: {len(kept)} weight products can be quantized, {max(expected, 1)} are expected; left alone: "
             f"{'; '.join(reasons) or 'none, the graph holds no more'}; exclude them by name, set expect, or correct the step before"
         )
     refused += [
         Refusal(rule="weight_product", node=product.names[0], reason="named by exclude")
-        for product, out in zip(products, taken_out, strict=True)
-        if out
+        for product, hit in zip(products, hits, strict=True)
+        if hit
     ]
     return Selection(kept, excluded, tuple(refused))
 
 
 def _look_at(node: "ir.Node", constants: set["ir.Value"]) -> WeightProduct | tuple[str, bool]:
-    """The weight product that a node is, or why it is none and whether it holds a weight; case numbers as above."""
-    import onnx_ir as ir
-
+    """The node as a weight product, or the reason why it is none and whether it holds a weight; case numbers of the module."""
     first, second = node.inputs[0], node.inputs[1]
     if first is None or second is None:
         return "an input is missing", False
     if node.op_type != "MatMul":  # case 6
         holds = second in constants
-        return (f"a {node.op_type}; only MatMul has an integer twin" if holds else "multiplies two activations"), holds
+        return (f"a {node.op_type}; only MatMul has an integer counterpart" if holds else "multiplies two activations"), holds
     if second not in constants:
         return ("its constant is the first factor", True) if first in constants else ("multiplies two activations", False)  # cases 1, 7
-    producer = second.producer()
+    reason = _reason_to_leave(second)
+    return WeightProduct(node, first, second) if reason is None else (reason, True)
+
+
+def _reason_to_leave(weight: "ir.Value") -> str | None:
+    """Why a constant cannot be quantized; None if it can."""
+    import onnx_ir as ir
+
+    producer = weight.producer()
     if producer is not None and producer.op_type != "Constant":
         if producer.op_type == "DequantizeLinear":
-            return "its weight is quantized already", True  # case 3
-        return f"its weight is computed by {producer.op_type}; fold the constants first", True  # case 2
-    tensor = ir.convenience.get_const_tensor(second)
+            return "its weight is quantized already"  # case 3
+        return f"its weight is computed by {producer.op_type}; fold the constants first"  # case 2
+    tensor = ir.convenience.get_const_tensor(weight)
     if tensor is None:
-        return "its weight has no value", True
+        return "its weight has no value"
     if len(tensor.shape) != 2:
-        return f"its weight has {len(tensor.shape)} axes, not 2", True  # case 4
+        return f"its weight has {len(tensor.shape)} axes, not 2"  # case 4
     if tensor.dtype != ir.DataType.FLOAT:
-        return f"its weight is {tensor.dtype.name.lower()}, not float", True  # case 5
-    return WeightProduct(node, first, second)
+        return f"its weight is {tensor.dtype.name.lower()}, not float"  # case 5
+    return None
 
 
 def _constants(graph: "ir.Graph") -> set["ir.Value"]:
@@ -159,20 +153,6 @@ def _constants(graph: "ir.Graph") -> set["ir.Value"]:
         if node.op_type == "Constant" or (node.inputs and all(value is None or value in known for value in node.inputs)):
             known.update(node.outputs)
     return known
-
-
-def _match(named: Sequence[tuple[str, ...]], patterns: Iterable[str], where: str) -> list[bool]:
-    matched = [False] * len(named)
-    for pattern in patterns:
-        hits = [any(fnmatchcase(name, pattern) for name in names) for names in named]
-        if not any(hits):
-            known = [name for names in named for name in names]
-            close = get_close_matches(pattern.replace("*", ""), known, n=3, cutoff=0.3) or known[:3]
-            raise StepError(
-                f"{where} exclude: {pattern!r} matches no product; the closest are {', '.join(close) or 'none'}: correct it or take it out"
-            )
-        matched = [old or new for old, new in zip(matched, hits, strict=True)]
-    return matched
 
 
 @dataclass(frozen=True)
@@ -198,14 +178,11 @@ def quantize_columns(
     The numbers are those of ONNX Runtime's quantizer, bit for bit.
 
     Args:
-        weight: (in, out), finite.
+        weight: (in, out); a NaN or infinity is a StepError that names the tensor and the first row.
         name: for the error.
         weight_type: int8 in [-127, 127], or uint8 in [0, 255].
-        per_channel: one scale a column; else one for the tensor.
+        per_channel: one scale per column, not one for the tensor.
         reduce_range: 7 bits ([-64, 64] or [0, 127]), so that two U8S8 products cannot overflow 16 bits on a CPU without VNNI.
-
-    Raises:
-        StepError: a NaN or infinity; names the tensor and the first row.
 
     Source: Jacob et al. 2018, arXiv:1712.05877, eq. 1; ranges: onnxruntime/quantization/quant_utils.py, compute_scale_zp.
     """
@@ -214,7 +191,7 @@ def quantize_columns(
     highest = np.maximum(np.atleast_1d(weight.max(axis=axis)).astype(np.float64), 0)
     if not (np.isfinite(lowest).all() and np.isfinite(highest).all()):
         row = int(np.flatnonzero(~np.isfinite(weight).all(axis=1))[0])
-        raise StepError(f"{name}: row {row} holds a NaN or an infinity; the weights are broken: fetch or make them anew")
+        raise StepError(f"{name}: row {row} holds a NaN or an infinity; the weights are broken: download or make them again")
     tiny = np.finfo(np.float32).tiny
     if weight_type == "int8":
         steps = 128 if reduce_range else 254
@@ -236,7 +213,7 @@ def quantize_columns(
 
 
 def weight_array(product: WeightProduct) -> NDArray[np.float32]:
-    """The weight, (in, out), mapped where it is external; `release` it when the array is gone."""
+    """The weight, (in, out), mapped where it is external; `release` it once the array is no longer used."""
     import onnx_ir as ir
 
     array: NDArray[np.float32] = ir.convenience.get_const_tensor(product.weight).numpy()  # type: ignore[union-attr]  # a weight has one
@@ -244,7 +221,7 @@ def weight_array(product: WeightProduct) -> NDArray[np.float32]:
 
 
 def release(product: WeightProduct) -> None:
-    """Unmap a weight: each maps the whole data file, so that what has been read would stay resident."""
+    """Unmap a weight: each maps the whole data file, so the pages read would stay in memory."""
     import onnx_ir as ir
 
     tensor = product.weight.const_value
@@ -255,7 +232,7 @@ def release(product: WeightProduct) -> None:
 def store_columns(graph: "ir.Graph", name: str, columns: QuantizedColumns) -> tuple["ir.Value", "ir.Value", "ir.Value | None"]:
     """Register a rounded weight, its scale and its zero point as initializers named after `name`, and return their values.
 
-    One scale for all columns becomes a scalar, as the integer operators want it.
+    One scale for all columns becomes a scalar, as the integer operators require.
     """
     values = initializer(graph, f"{name}_quantized", columns.values)
     scale = initializer(graph, f"{name}_scale", columns.scale if columns.scale.size > 1 else columns.scale[0])
@@ -266,7 +243,7 @@ def store_columns(graph: "ir.Graph", name: str, columns: QuantizedColumns) -> tu
 
 
 def initializer(graph: "ir.Graph", name: str, array: NDArray[np.generic] | np.generic) -> "ir.Value":
-    """Register a new initializer; a name that is taken is lengthened."""
+    """Register a new initializer; underscores are added to a name that is taken."""
     import onnx_ir as ir
 
     while name in graph.initializers:
@@ -278,16 +255,11 @@ def initializer(graph: "ir.Graph", name: str, array: NDArray[np.generic] | np.ge
 
 
 def compress_tables(model: "ir.Model", form: Tables) -> int:
-    """Store embedding tables smaller: fp16, or int8 with a scale for each row. Lookups cost the same; disk and memory shrink.
+    """Store embedding tables as fp16, or as int8 with a scale per row, and return how many.
 
-    `Gather(table, ids)` becomes `Cast(Gather(table, ids))` for fp16, and `Mul(Cast(Gather(table, ids)), Gather(scale, ids))` for
-    int8. Tables of fewer than 256 rows, and tables that other nodes read too, stay as they are.
-
-    Returns:
-        How many tables were stored anew.
-
-    Raises:
-        StepError: a NaN or infinity in a table that goes to int8.
+    Lookups cost the same; disk and memory use shrink. `Gather(table, ids)` becomes `Cast(Gather(table, ids))` for fp16, and
+    `Mul(Cast(Gather(table, ids)), Gather(scale, ids))` for int8. Tables of fewer than 256 rows, and tables that other nodes read too,
+    are not changed.
     """
     import onnx_ir as ir
 
@@ -346,7 +318,7 @@ def _int8_table(graph: "ir.Graph", table: "ir.Value") -> tuple["ir.Value", "ir.V
     rows = table.const_value.numpy()  # type: ignore[union-attr]  # checked by the caller
     values = np.empty(rows.shape, np.int8)
     scale = np.empty((len(rows), 1), np.float32)
-    block = 16384  # rows at a time: the whole table in float32 would be in memory three times
+    block = 16384  # rows at a time: otherwise three copies of the table would be in memory
     for start in range(0, len(rows), block):
         columns = quantize_columns(np.ascontiguousarray(rows[start : start + block].T), str(table.name))
         values[start : start + block] = columns.values.T
@@ -355,7 +327,7 @@ def _int8_table(graph: "ir.Graph", table: "ir.Value") -> tuple["ir.Value", "ir.V
 
 
 def remove_unused(model: "ir.Model") -> None:
-    """Drop the nodes and the initializers that nothing reads any more."""
+    """Remove nodes and initializers that nothing reads."""
     from onnx_ir.passes import common
 
     common.RemoveUnusedNodesPass()(model)

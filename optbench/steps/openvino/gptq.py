@@ -1,12 +1,12 @@
 """GPTQ for the linear layers of an OpenVINO graph: int4 weights whose rounding errors cancel on real inputs.
 
-Weights are rounded one input channel at a time, and each channel's error is spread over the channels not yet rounded, in
-the proportion that the inputs' second moments H = sum x x' say keeps the layer's output closest. What it buys on a real model
-is in compress_weights.py.
+Weights are rounded one input channel at a time, and each channel's error is spread over the channels not yet rounded, in the
+proportions that keep the layer's output closest given the inputs' second moments H = sum x x'. `compress_weights` has figures for
+a real model.
 
 Source: Frantar et al. 2022, arXiv:2210.17323, algorithm 1, in the inputs' own order. The scale of each group is searched for the
-least error, each channel's weighted by what GPTQ's objective says it costs, and it is *signed*: it puts the weight of the largest
-magnitude on -8, so that all sixteen codes are used, where a positive scale wastes one.
+least error, with each channel weighted by its cost in GPTQ's objective, and it is *signed*: the weight of the largest magnitude
+maps to -8, so that all sixteen codes are used; a positive scale wastes one.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,12 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from optbench.errors import StepError
-from optbench.steps.openvino.graph import WeightMatMul
+from optbench.steps.openvino.graph import WeightMatMul, group_by_activation
 
 if TYPE_CHECKING:
     import openvino as ov
 
 __all__ = [
+    "GptqSettings",
     "RoundedWeight",
     "collect_second_moments",
     "factor_second_moments",
@@ -34,16 +35,31 @@ __all__ = [
 ]
 
 CODE_MIN, CODE_MAX = -8, 7
-# Shares of the full range that are tried as clipping points: below 0.6 the clipped tail costs more than finer steps save.
+# Clipping points to try, as shares of the full range: below 0.6 the clipped tail costs more than finer steps save.
 CLIP_SHARES = np.linspace(1.0, 0.6, 21, dtype=np.float32)
 # Below it a float16 scale is subnormal and loses digits; a group this small is as good as zero.
 SCALE_MIN = np.float32(6.2e-5)
 # A layer of a 1024-wide body holds 76 MB of second moments: six layers a pass keep the peak below three times the weights.
 MOMENTS_BYTES_MAX = 512 * 1024 * 1024
-# Outer products of a single short text would be bound by memory; 512 tokens of six such layers are 88 MB.
+# Outer products of one short text at a time are memory-bound; 512 tokens of six such layers are 88 MB.
 STACKED_TOKENS = 512
 
 Batch = Mapping[str, NDArray[np.int64]]
+
+
+@dataclass(frozen=True)
+class GptqSettings:
+    """How a graph's weights are rounded.
+
+    Attributes:
+        group: input channels that share a scale; divides every MatMul's inputs.
+        damping: share of the mean second moment that is added to each.
+        threads: layers rounded at a time; each holds five times its second moments.
+    """
+
+    group: int
+    damping: float
+    threads: int
 
 
 @dataclass(frozen=True)
@@ -58,29 +74,19 @@ class RoundedWeight:
     codes: NDArray[np.int8]
     scales: NDArray[np.float16]
 
-    def dequantize(self) -> NDArray[np.float32]:
-        """The weights that the codes stand for, (inputs, outputs)."""
-        group = self.codes.shape[0] // self.scales.shape[0]
-        return self.codes.astype(np.float32) * np.repeat(self.scales.astype(np.float32), group, axis=0)
-
 
 def factor_second_moments(moments: NDArray[np.float32], damping: float) -> NDArray[np.float32]:
-    """The upper triangular U with U'U = inverse of the damped second moments.
+    """The upper triangular U with U'U = inverse of the damped second moments, (inputs, inputs).
 
-    Args:
-        moments: (inputs, inputs), symmetric, positive semidefinite; not changed.
-        damping: share of the mean diagonal that is added to the diagonal; above 0.
-
-    Raises:
-        StepError: the matrix is not positive definite even so, or not finite.
+    Damping is the share of the mean diagonal that is added to the diagonal; moments that still cannot be factored are a StepError.
     """
     from scipy.linalg import lapack
 
-    # With J the reversal and J H J = L L', R = J L J is upper and H = R R', so U = inverse(R): no full inverse is formed.
+    # With J the reversal and J H J = L L', R = J L J is upper and H = R R', so U = inverse(R): no full inverse is needed.
     reversed_moments = moments[::-1, ::-1].astype(np.float64, order="F")
     diagonal = np.einsum("ii->i", reversed_moments)
     mean = float(diagonal.mean())
-    # A channel that is always zero says nothing; any positive number keeps it out of the others' way.
+    # A channel that is always zero carries no information; any positive number makes the matrix invertible.
     diagonal += damping * mean if mean > 0 else 1.0
     lower, failed = lapack.dpotrf(reversed_moments, lower=1, clean=1, overwrite_a=1)
     if not failed:
@@ -96,9 +102,7 @@ def factor_second_moments(moments: NDArray[np.float32], damping: float) -> NDArr
 def _search_scale(block: NDArray[np.float32], importance: NDArray[np.float32]) -> NDArray[np.float32]:
     """The signed scale of each column of (group, outputs) that rounds it with the least squared error, in float16 steps.
 
-    Args:
-        block: (group, outputs).
-        importance: (group,), what a squared error in that row costs.
+    `importance` (group,) is the cost of a squared error in each row.
     """
     peak = np.take_along_axis(block, np.abs(block).argmax(axis=0)[None], axis=0)[0]
     best = np.full(block.shape[1], np.inf, dtype=np.float32)
@@ -120,12 +124,9 @@ def _search_scale(block: NDArray[np.float32], importance: NDArray[np.float32]) -
 
 
 def round_weight(weight: NDArray[np.float32], factor: NDArray[np.float32], group: int) -> RoundedWeight:
-    """Round a weight to int4.
+    """Round a weight, (inputs, outputs) and finite, to int4.
 
-    Args:
-        weight: (inputs, outputs), finite; not changed.
-        factor: (inputs, inputs), from `factor_second_moments`.
-        group: input channels that share a scale; divides the inputs.
+    `factor` is from `factor_second_moments`; `group` input channels share a scale, and divides the inputs.
     """
     inputs, outputs = weight.shape
     rest = np.array(weight, dtype=np.float32, order="C")
@@ -135,8 +136,8 @@ def round_weight(weight: NDArray[np.float32], factor: NDArray[np.float32], group
     for begin in range(0, inputs, group):
         end = begin + group
         block = rest[begin:end]
-        # An error e in channel i costs (e / U_ii)^2 of output, after the later channels have made up for what they can:
-        # with it the worst cosine on all-MiniLM-L6-v2 is .973, with plain squared errors .962.
+        # An error e in channel i costs (e / U_ii)^2 of output once the later channels have compensated for it: with this weighting
+        # the worst cosine on all-MiniLM-L6-v2 is .973, with plain squared errors .962.
         scale = _search_scale(block, np.diagonal(factor)[begin:end] ** np.float32(-2))
         scales[begin // group] = scale
         for row in range(group):
@@ -152,16 +153,11 @@ def round_weight(weight: NDArray[np.float32], factor: NDArray[np.float32], group
 def input_groups(matmuls: Sequence[WeightMatMul], budget_bytes: int) -> Iterator[list[list[WeightMatMul]]]:
     """Split MatMuls, in the graph's order, into passes whose second moments fit a budget.
 
-    Yields:
-        For each pass, lists of MatMuls that read the same activation (query, key and value do) and share its moments.
+    Each pass is a list of lists of MatMuls that read the same activation (query, key and value do) and share its moments.
     """
-    by_input: dict[tuple[str, int], list[WeightMatMul]] = {}
-    for matmul in matmuls:
-        output = matmul.node.input_value(0)
-        by_input.setdefault((output.get_node().get_friendly_name(), output.get_index()), []).append(matmul)
     batch: list[list[WeightMatMul]] = []
     used = 0
-    for readers in by_input.values():
+    for readers in group_by_activation(matmuls):
         size = readers[0].inputs ** 2 * 4
         if batch and used + size > budget_bytes:
             yield batch
@@ -175,22 +171,14 @@ def input_groups(matmuls: Sequence[WeightMatMul], budget_bytes: int) -> Iterator
 def collect_second_moments(
     model: "ov.Model", groups: Sequence[Sequence[WeightMatMul]], batches: Sequence[Batch], pool: Executor, threads: int
 ) -> list[NDArray[np.float32]]:
-    """Run the graph on real inputs, in float32, up to the given activations only, and sum their outer products.
+    """Run the graph on real inputs in float32, only up to the given activations, and sum their outer products over the tokens.
 
-    Args:
-        model: not changed.
-        groups: MatMuls by shared activation, as `input_groups` gives them.
-        batches: the graph's inputs by name, unpadded.
-        pool: shares out the outer products.
-        threads: for inference.
-
-    Returns:
-        For each group (inputs, inputs), summed over the tokens.
+    `batches` are the graph's inputs by name, unpadded. The sums are (inputs, inputs), one for each group of `input_groups`.
     """
     import openvino as ov
 
     outputs = [readers[0].node.input_value(0) for readers in groups]
-    # OpenVINO compiles what the results need and no more: the layers above are neither compiled nor run.
+    # OpenVINO compiles only what the results need: later layers are neither compiled nor run.
     upto = ov.Model([ov.opset13.result(output) for output in outputs], model.get_parameters(), "upto")
     options = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0", "INFERENCE_NUM_THREADS": threads}
     compiled = ov.Core().compile_model(upto, "CPU", options)
@@ -218,25 +206,12 @@ def round_graph(
     model: "ov.Model",
     matmuls: Sequence[WeightMatMul],
     batches: Sequence[Batch],
-    *,
-    group: int,
-    damping: float,
-    threads: int,
+    settings: GptqSettings,
     progress: Callable[[float], None],
 ) -> None:
-    """Round the weights of a graph's MatMuls to int4 in place.
+    """Round the weights of a graph's MatMuls, given in its order, to int4 in place.
 
-    Args:
-        model: changed.
-        matmuls: of the model, in its order.
-        batches: the graph's inputs by name, unpadded.
-        group: input channels that share a scale; divides every MatMul's inputs.
-        damping: share of the mean second moment that is added to each.
-        threads: layers rounded at a time; each holds five times its second moments.
-        progress: called with the share done.
-
-    Raises:
-        StepError: second moments that cannot be factored; names the module.
+    `batches` are the graph's inputs by name, unpadded. Second moments that cannot be factored are a StepError that names the module.
     """
     import scipy.linalg  # noqa: F401  # its BLAS must be loaded before it can be limited
     from threadpoolctl import threadpool_limits
@@ -245,20 +220,20 @@ def round_graph(
 
     def round_readers(readers: Sequence[WeightMatMul], moments: NDArray[np.float32]) -> list[RoundedWeight]:
         try:
-            factor = factor_second_moments(moments, damping)
+            factor = factor_second_moments(moments, settings.damping)
         except StepError as error:
             raise StepError(f"{readers[0].module}: {error}") from error
         rounded = []
         for matmul in readers:
             stored = matmul.constant.get_data(dtype=np.float32)
-            rounded.append(round_weight(stored.T if matmul.transposed else stored, factor, group))
+            rounded.append(round_weight(stored.T if matmul.transposed else stored, factor, settings.group))
         return rounded
 
     # One BLAS thread each: the products are narrow, and BLAS threads on a busy machine mostly wait for each other.
-    with threadpool_limits(1, "blas"), ThreadPoolExecutor(threads) as pool:
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(settings.threads) as pool:
         for groups in input_groups(matmuls, MOMENTS_BYTES_MAX):
-            # Later passes see what the layers rounded so far make of the texts.
-            moments = collect_second_moments(model, groups, batches, pool, threads)
+            # The activations of later passes include the error of the layers rounded so far.
+            moments = collect_second_moments(model, groups, batches, pool, settings.threads)
             for readers, rounded in zip(groups, pool.map(round_readers, groups, moments), strict=True):
                 for matmul, weight in zip(readers, rounded, strict=True):
                     write_int4(matmul, weight)
@@ -268,7 +243,7 @@ def round_graph(
 
 
 def write_int4(matmul: WeightMatMul, rounded: RoundedWeight) -> None:
-    """Put an int4 weight in place of a MatMul's floating-point one, in the form that OpenVINO's compressed kernels take."""
+    """Replace a MatMul's floating-point weight by an int4 one, in the form that OpenVINO's compressed kernels accept."""
     import openvino as ov
     from openvino import opset13
 

@@ -1,8 +1,8 @@
 """What the steps on OpenVINO graphs share: reading and saving an IR, its weight MatMuls, NNCF without its noise.
 
-A *weight MatMul* multiplies an activation by a constant: a linear layer. Attention's own products have two activations and
-are none. ONNX Runtime's layout keeps its weight as [in, out] with `transpose_b=False`; torch, NNCF and OpenVINO's compressed
-kernels think in [out, in] with `transpose_b=True`. Rewrite cases of `transpose_weights`, cited in its comments:
+A *weight MatMul* multiplies an activation by a constant: a linear layer. Attention's own products multiply two activations and do
+not count. ONNX graphs store the weight as [in, out] with `transpose_b=False`; torch, NNCF and OpenVINO's compressed kernels use
+[out, in] with `transpose_b=True`. Rewrite cases of `transpose_weights`, cited in its comments:
 
     1. MatMul(x, Constant [in, out])               -> MatMul(x, Constant [out, in], transpose_b=True)
     2. MatMul(x, Convert(Constant f16 [in, out]))  -> MatMul(x, Convert(Constant f16 [out, in]), transpose_b=True)
@@ -10,20 +10,19 @@ kernels think in [out, in] with `transpose_b=True`. Rewrite cases of `transpose_
 """
 
 import contextlib
-import fnmatch
 import importlib
 import io
 import itertools
 import logging
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from optbench.artifact.folder import Artifact, Kind
+from optbench.artifact.folder import Artifact
+from optbench.artifact.manifest import Kind
 from optbench.errors import StepError
 from optbench.steps.base import Refusal
 
@@ -35,7 +34,7 @@ __all__ = [
     "WeightMatMul",
     "constant_behind",
     "find_weight_matmuls",
-    "match_names",
+    "group_by_activation",
     "quiet_nncf",
     "read_graph",
     "save_graph",
@@ -43,15 +42,11 @@ __all__ = [
 ]
 
 FLOATS = ("f32", "f16", "bf16")
-"""OpenVINO's names of the element types that a weight has before it is compressed."""
+"""OpenVINO's names of the element types of uncompressed weights."""
 
 
 def read_graph(source: Artifact) -> "ov.Model":
-    """Read an artifact's IR; its weights stay in the file and are mapped.
-
-    Raises:
-        StepError: OpenVINO refuses the file; its words are in the message.
-    """
+    """Read an artifact's IR; its weights stay in the file and are mapped."""
     import openvino as ov
 
     try:
@@ -61,19 +56,11 @@ def read_graph(source: Artifact) -> "ov.Model":
 
 
 def save_graph(model: "ov.Model", out: Path) -> None:
-    """Write a graph as the IR of an artifact, the same bytes for the same graph in every run.
-
-    Args:
-        model: weights are written in the precision they have.
-        out: the artifact's folder.
-
-    Raises:
-        StepError: OpenVINO could not write it.
-    """
+    """Write a graph as an artifact's IR, weights in their own precision, with the same bytes for the same graph in every run."""
     import openvino as ov
 
     nodes = model.get_ordered_ops()
-    # An unnamed node is called after a counter of the whole process, which another run need not repeat.
+    # The names of unnamed nodes contain a counter of the whole process, which differs between runs.
     unnamed = [node for node in nodes if node.get_friendly_name() == node.get_name()]
     taken = {node.get_friendly_name() for node in nodes} - {node.get_name() for node in unnamed}
     numbers = itertools.count()
@@ -98,11 +85,9 @@ class WeightMatMul:
     """A MatMul of an activation with a floating-point constant.
 
     Attributes:
-        node: the MatMul.
-        constant: its weight.
-        module: the module's name in the checkpoint (`body.encoder.layer.3.output.dense`), read off the bias that is added
-            to the product; the MatMul's own name where there is no such bias.
-        inputs: K, the width that is summed over.
+        module: the module's name in the checkpoint (`body.encoder.layer.3.output.dense`), from the bias that is added to the
+            product; the MatMul's own name where there is no such bias.
+        inputs: K, the dimension that is summed over.
         outputs: N, the width of the product.
     """
 
@@ -114,12 +99,12 @@ class WeightMatMul:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Every name a pattern may use for it."""
+        """All names that a pattern may match."""
         return tuple(dict.fromkeys((self.module, self.node.get_friendly_name(), self.constant.get_friendly_name())))
 
     @property
     def transposed(self) -> bool:
-        """Whether the weight is kept as [out, in]."""
+        """Whether the weight is stored as [out, in]."""
         return bool(self.node.get_attributes()["transpose_b"])
 
 
@@ -127,7 +112,7 @@ def constant_behind(output: "ov.Output") -> tuple["ov.Node | None", list["ov.Nod
     """Walk from a node's input up to the constant it is computed from.
 
     Returns:
-        The constant, or None where an activation feeds it; and the nodes on the way, the nearest to the constant last.
+        The constant, or None where an activation feeds it; and the nodes in between, the one nearest to the constant last.
     """
     way: list[ov.Node] = []
     node = output.get_node()
@@ -152,7 +137,7 @@ def _module_name(node: "ov.Node") -> str:
 
 
 def find_weight_matmuls(model: "ov.Model") -> tuple[list[WeightMatMul], list[Refusal]]:
-    """Every weight MatMul in the graph's order, and the MatMuls with a constant that are none, each with the reason."""
+    """All weight MatMuls in the graph's order, and the MatMuls with a constant that are not, each with the reason."""
     found: list[WeightMatMul] = []
     refused: list[Refusal] = []
     for node in model.get_ordered_ops():
@@ -185,13 +170,10 @@ def find_weight_matmuls(model: "ov.Model") -> tuple[list[WeightMatMul], list[Ref
 
 
 def transpose_weights(matmuls: Iterable[WeightMatMul]) -> int:
-    """Keep every weight as [out, in] with `transpose_b=True`, one constant at a time; the products are the same numbers.
+    """Store every weight as [out, in] with `transpose_b=True`, one constant at a time; returns the number of rewritten MatMuls.
 
-    NNCF 3.4 needs it: on [in, out] weights int4 scale estimation returns a broken model without a word, and GPTQ raises.
-    The `WeightMatMul`s given are out of date afterwards: find them again.
-
-    Returns:
-        How many MatMuls were rewritten.
+    NNCF 3.4 needs it: on [in, out] weights, int4 scale estimation silently returns a broken model, and GPTQ raises. The
+    `WeightMatMul`s are out of date afterwards: find them again.
     """
     import numpy as np
     import openvino as ov
@@ -223,28 +205,13 @@ def transpose_weights(matmuls: Iterable[WeightMatMul]) -> int:
     return count
 
 
-def match_names(named: Sequence[tuple[str, ...]], patterns: Iterable[str], where: str) -> list[bool]:
-    """Which of some operations a list of shell-style patterns names.
-
-    Args:
-        named: the names each operation goes by.
-        patterns: `*.output.dense`, say; upper and lower case differ.
-        where: step and key, for the error.
-
-    Raises:
-        StepError: a pattern names none; the closest names are in the message.
-    """
-    matched = [False] * len(named)
-    for pattern in patterns:
-        hits = [any(fnmatch.fnmatchcase(name, pattern) for name in names) for names in named]
-        if not any(hits):
-            known = [names[0] for names in named]
-            close = get_close_matches(pattern.replace("*", ""), known, n=3, cutoff=0.3) or known[:3]
-            raise StepError(
-                f"{where}: {pattern!r} matches no operation; the closest are {', '.join(close) or 'none'}: correct it or take it out"
-            )
-        matched = [old or new for old, new in zip(matched, hits, strict=True)]
-    return matched
+def group_by_activation(matmuls: Iterable[WeightMatMul]) -> list[list[WeightMatMul]]:
+    """MatMuls by the activation that they read, in the graph's order."""
+    groups: dict[tuple[str, int], list[WeightMatMul]] = {}
+    for matmul in matmuls:
+        output = matmul.node.input_value(0)
+        groups.setdefault((output.get_node().get_friendly_name(), output.get_index()), []).append(matmul)
+    return list(groups.values())
 
 
 @contextlib.contextmanager
@@ -252,7 +219,7 @@ def quiet_nncf() -> Iterator[tuple[ModuleType, list[str]]]:
     """NNCF with its telemetry, progress bars and console log off.
 
     Yields:
-        The module, and a list that fills with what it logs at level INFO and above.
+        The module, and a list to which its log messages of level INFO and above are appended.
     """
     messages: list[str] = []
 
@@ -260,7 +227,7 @@ def quiet_nncf() -> Iterator[tuple[ModuleType, list[str]]]:
         def emit(self, record: logging.LogRecord) -> None:
             messages.append(f"{record.levelname}: {record.getMessage()}")
 
-    # rich, which draws NNCF's progress bars, looks sys.stdout up at each call.
+    # rich, which draws NNCF's progress bars, reads sys.stdout at each call.
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()), _hide_imports():
         nncf = importlib.import_module("nncf")
         logger = logging.getLogger("nncf")
@@ -276,10 +243,10 @@ def quiet_nncf() -> Iterator[tuple[ModuleType, list[str]]]:
 
 @contextlib.contextmanager
 def _hide_imports() -> Iterator[None]:
-    """Make two imports fail that NNCF can do without.
+    """Make two optional imports of NNCF fail.
 
-    Telemetry would write to the home folder and open connections. torch, which NNCF needs for torch models only and imports
-    whenever it can, would add 190 MB and most of a second; where it is loaded already it stays visible.
+    Telemetry would write to the home folder and open connections. torch, which NNCF needs for torch models only but imports if it
+    can, would add 190 MB and most of a second; if it is loaded already, it stays visible.
     """
     modules: dict[str, ModuleType | None] = sys.modules  # type: ignore[assignment]  # None makes an import fail, as documented
     names = ["openvino_telemetry"] if "torch" in modules else ["openvino_telemetry", "torch"]

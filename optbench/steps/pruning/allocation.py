@@ -1,7 +1,7 @@
-"""How many heads and neurons each layer keeps, so that the errors add up to the least within a budget: an exact knapsack.
+"""How many heads and neurons each layer keeps, so that the total error is least within a budget: an exact knapsack.
 
-Errors of all layers are in one unit, so one budget is shared out among them all; costs may have any form, such as milliseconds
-that were measured. Costs are rounded to a grid, and the roundings of tens of parts cancel to within 0.1 % of the budget.
+Errors of all layers have the same unit, so one budget is allocated among them all; costs may be any function of size, such as measured
+milliseconds. Costs are rounded to a grid, and the rounding errors of tens of parts cancel to within 0.1 % of the budget.
 """
 
 from collections.abc import Sequence
@@ -17,12 +17,7 @@ CELLS = 8000
 
 @dataclass(frozen=True)
 class Part:
-    """The sizes that the attention or the feed-forward part of a layer may have.
-
-    Attributes:
-        costs: of each size; the first is the whole part.
-        errors: of each size.
-    """
+    """The sizes that the attention or the feed-forward part of a layer may have, the full one first: their costs and errors."""
 
     costs: tuple[float, ...]
     errors: tuple[float, ...]
@@ -30,7 +25,7 @@ class Part:
 
 @dataclass(frozen=True)
 class LayerOptions:
-    """A layer's two parts, and what it would cost to lose both; infinite where it must stay."""
+    """A layer's two parts, and the error of dropping the layer; infinite where it must be kept."""
 
     attention: Part
     feed_forward: Part
@@ -38,19 +33,11 @@ class LayerOptions:
 
 
 Choice = tuple[int, int] | None
-"""The option taken of each part; None for a layer that is dropped."""
+"""The option chosen for each part; None for a dropped layer."""
 
 
 def allocate(layers: Sequence[LayerOptions], budget: float) -> list[Choice] | None:
-    """Choose sizes with the least total error.
-
-    Args:
-        layers: what may be chosen.
-        budget: what all costs together may come to.
-
-    Returns:
-        A choice a layer; None where even the smallest sizes cost more.
-    """
+    """Choose the sizes with the least total error that cost at most `budget`; None where even the smallest cost more."""
     cell = budget / CELLS
     if cell <= 0:
         return None
@@ -81,9 +68,8 @@ def allocate(layers: Sequence[LayerOptions], budget: float) -> list[Choice] | No
 
 
 def _cells(cost: float, cell: float) -> int:
-    # Nearest, not up: with tens of parts, rounding each one up would leave a part of the budget unspent. A part whose time is within
-    # the noise of nothing can come out below it.
-    return max(0, round(cost / cell))
+    # Nearest, not up: with tens of parts, rounding each one up would leave some of the budget unused.
+    return round(cost / cell)
 
 
 def _add_part(reach: NDArray[np.float64], part: Part, cell: float) -> tuple[NDArray[np.float64], NDArray[np.int32]]:

@@ -1,34 +1,33 @@
-"""What a layer costs in milliseconds: measured on whole small bodies in the real engine, read back for any size."""
+"""What a layer costs in milliseconds: measured on small whole bodies in the real engine, interpolated for any size."""
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 from pydantic import Field
 
 from optbench.machine.frozen import Frozen
-from optbench.model.checkpoint import Body
+from optbench.model.body import Body
 
 __all__ = ["FIT_VERSION", "LayerTimes", "fit_layer_times", "probe_bodies"]
 
 FIT_VERSION = 4
-"""Of `fit_layer_times`: tables of another are measured again."""
+"""Of `fit_layer_times`; latencies cached with another version are measured again."""
 
-# Layers of a probe body: the weights of six layers of 1024 are 75 MB in int8, past the last-level cache of most CPUs.
+# Layers of a probe body: the weights of six layers of 1024 are 75 MB in int8, larger than the last-level cache of most CPUs.
 PROBE_LAYERS = 6
-# Shares of a part's full width that are timed. gte-large in int8: straight lines through them are within 4 % of every probe.
+# Shares of a part's full width to time. gte-large in int8: straight lines through them are within 4 % of every probe.
 SHARES = (0.5, 0.25)
-# A probe's tables are as short as they may be: an input reads a few rows of them.
+# A probe's tables are as short as possible: an input reads only a few rows.
 PROBE_VOCABULARY = 4096
 PROBE_POSITIONS = 514
 
 
 class LayerTimes(Frozen):
-    """Milliseconds of one body's parts on one machine, in one engine and precision, by token length.
+    """Latency of one body's parts in ms by token length, on one machine, in one engine and precision.
 
     Attributes:
-        fixed: outside the layers: embedding, pooling, the engine's own overhead.
-        attention: by heads, ascending: one layer's attention with its norm.
-        feed_forward: by width, ascending: one layer's feed-forward part with its norm.
+        fixed: time outside the layers: embedding, pooling, the engine's overhead.
+        attention: one layer's attention with its norm, by heads, ascending.
+        feed_forward: one layer's feed-forward part with its norm, by width, ascending.
     """
 
     fixed: dict[int, float] = Field(min_length=1)
@@ -41,11 +40,11 @@ class LayerTimes(Frozen):
         return tuple(sorted(self.fixed))
 
     def attention_ms(self, heads: int, length: int) -> float:
-        """One layer's attention with so many heads."""
+        """One layer's attention with this number of heads."""
         return _between(self.attention, heads, length)
 
     def feed_forward_ms(self, width: int, length: int) -> float:
-        """One layer's feed-forward part of a width."""
+        """One layer's feed-forward part of this width."""
         return _between(self.feed_forward, width, length)
 
     def body_ms(self, sizes: Sequence[tuple[int, int]], length: int) -> float:
@@ -54,6 +53,8 @@ class LayerTimes(Frozen):
 
 
 def _between(times: Mapping[int, Mapping[int, float]], size: int, length: int) -> float:
+    import numpy as np
+
     sizes = sorted(times)
     return float(np.interp(size, sizes, [times[each][length] for each in sizes]))
 
@@ -61,8 +62,8 @@ def _between(times: Mapping[int, Mapping[int, float]], size: int, length: int) -
 def probe_bodies(body: Body) -> list[Body]:
     """The bodies to time: two of the full shape that differ in depth, then one for each smaller attention and feed-forward part.
 
-    Where the body has more layers than a probe, it comes last with short tables, after itself at half its heads and widths: see
-    `fit_layer_times`.
+    Where the body has more layers than a probe, two of full depth with short tables come last: at half its heads and widths, and
+    whole; see `fit_layer_times`.
     """
     layers = min(PROBE_LAYERS, max(2, body.layers))
     tables = {"vocabulary": min(PROBE_VOCABULARY, body.vocabulary), "positions": min(PROBE_POSITIONS, body.positions)}
@@ -88,20 +89,17 @@ def _sizes(full: int) -> list[int]:
 
 
 def fit_layer_times(bodies: Sequence[Body], times: Sequence[Mapping[int, float]]) -> LayerTimes:
-    """The parts' times from the probes' times: a constant, and per layer another, a share for the heads and one for the width.
+    """The latency of a body's parts, fitted to the measured latencies of `probe_bodies`, in ms by length.
 
-    Least squares of the relative errors over all probes, none of the four below 0: differences of two probes would multiply the
-    noise of either by the layers of the whole body. What a layer takes without heads and neurons is counted half to each part:
-    only sums are ever asked for.
+    It is a constant, and per layer a constant, a term for heads and a term for width. The four coefficients are a non-negative
+    least-squares fit to all probes, with relative errors: differences of two probes would multiply their noise by the number of layers.
+    A layer's constant is split evenly between its two parts, since only sums are used.
 
-    A deep body takes longer than its layers: 24 of gte-large took up to 12 % longer than six foresaw, more or less so when pruned. So
-    where two of full depth come last, what the sizes do not change is multiplied by one factor and what they do by another, so that both
-    bodies take their own times.
-
-    Args:
-        bodies: of `probe_bodies`.
-        times: milliseconds by length, in the same order.
+    A deep body takes longer than the sum of its layers: 24 layers of gte-large took up to 12 % longer than predicted from six. So
+    where two bodies of full depth come last, one factor on the terms that do not depend on the sizes and one on those that do are
+    chosen so that both bodies get their measured times.
     """
+    import numpy as np
     from scipy.optimize import nnls
 
     full = bodies[0]
@@ -114,7 +112,7 @@ def fit_layer_times(bodies: Sequence[Body], times: Sequence[Mapping[int, float]]
         measured = np.array([own[length] for own in times])
         parts, _ = nnls((design / measured[:, None])[probes], np.ones(len(probes)))
         if len(probes) < len(bodies):
-            # Columns: a layer whatever its sizes, with the constant, and its heads and neurons.
+            # Columns: the constants, and what depends on heads and widths.
             deep = np.add.reduceat(design[-2:] * parts, [0, 2], axis=1)
             factors, _ = nnls(deep / measured[-2:, None], np.ones(2))
             parts *= np.repeat(factors, 2)
@@ -126,6 +124,6 @@ def fit_layer_times(bodies: Sequence[Body], times: Sequence[Mapping[int, float]]
 
 
 def _parts(body: Body, full: Body) -> tuple[float, float, float, float]:
-    """How often a body pays for itself, a layer, all the heads of a full layer, and a full width."""
+    """A body's row of the design: itself, its layers, and its heads and widths in units of a full layer's."""
     heads, widths = zip(*body.sizes, strict=True)
     return 1, body.layers, sum(heads) / full.heads, sum(widths) / full.feed_forward

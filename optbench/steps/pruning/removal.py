@@ -1,9 +1,9 @@
-"""Which inputs of a linear layer to remove, one after another, so that its output changes least: optimal brain surgeon on groups.
+"""Which inputs of a linear layer to remove, in order, so that its output changes least: optimal brain surgeon on groups.
 
     min  E[(g' (W - V) x)^2]  over V whose columns S are zero,  =  tr(U_S (H^-1_SS)^-1 U_S'),   U = A W,  A'A = E[g g'],  H = E[x x']
 
-g is the gradient of the embedding at the layer's output, so that the errors of all layers are in one unit: the squared distance
-that the unit embedding is moved by. The columns that stay make up for those that go, as far as their inputs tell.
+g is the gradient of the embedding at the layer's output, so that the errors of all layers have the same unit: the squared distance
+by which the unit embedding moves. The remaining columns compensate for the removed ones as far as their inputs are correlated.
 
 Source: Hassibi and Stork 1992, "Second order derivatives for network pruning"; on groups, Kurtic et al. 2023, arXiv:2302.04089.
 """
@@ -19,20 +19,36 @@ from optbench.steps.pruning.rounding import Rounding
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["RemovalCurve", "order_removals"]
+__all__ = ["LinearLayer", "RemovalCurve", "order_removals"]
 
-# Of how many times as many candidates a block of neurons is chosen: two that stand in for each other both look cheap until one is gone.
+# A block of neurons is chosen from so many times as many candidates: of two redundant ones, both look cheap until one is removed.
 POOL_FACTOR = 4
 
 
 @dataclass(frozen=True)
-class RemovalCurve:
-    """The order in which a layer's units go.
+class LinearLayer:
+    """A linear layer, and what the calibration texts say about it.
 
     Attributes:
-        order: numbers of the units, the first to go first; those that stay to the end are left out.
-        errors: after 0, 1, 2... steps, of `step` units each.
-        step: units that go at a time.
+        weight: (out, in).
+        moments: E[x x'], (in, in), tokens weighted.
+        sensitivity: E[g g'], (out, out).
+        rounding: the int8 rounding error of each input, which is gone once the input is removed: errors may then be negative.
+    """
+
+    weight: "torch.Tensor"
+    moments: "torch.Tensor"
+    sensitivity: "torch.Tensor"
+    rounding: Rounding | None = None
+
+
+@dataclass(frozen=True)
+class RemovalCurve:
+    """The order in which a layer's units are removed, `step` at a time.
+
+    Attributes:
+        order: the units' numbers, the first to be removed first; units that are never removed are not listed.
+        errors: after 0, 1, 2... steps.
     """
 
     order: tuple[int, ...]
@@ -40,46 +56,27 @@ class RemovalCurve:
     step: int
 
     def kept(self, steps: int, units: int) -> list[int]:
-        """The units that stay after so many steps, ascending."""
+        """The units that remain after so many steps, ascending."""
         gone = set(self.order[: steps * self.step])
         return [unit for unit in range(units) if unit not in gone]
 
 
-def order_removals(
-    weight: "torch.Tensor",
-    moments: "torch.Tensor",
-    sensitivity: "torch.Tensor",
-    *,
-    unit: int,
-    step: int,
-    damping: float,
-    where: str,
-    rounding: Rounding | None = None,
-) -> RemovalCurve:
-    """Remove units greedily until one step's worth is left.
+def order_removals(layer: LinearLayer, *, unit: int, step: int, damping: float, where: str) -> RemovalCurve:
+    """Remove units greedily, `step` at a time, until one step's worth is left.
 
-    Args:
-        weight: (out, in).
-        moments: E[x x'], (in, in), tokens weighted.
-        sensitivity: E[g g'], (out, out).
-        unit: neighboring inputs that go together: 1 for a neuron, the head size for a head.
-        step: units that go at a time.
-        damping: share of the mean diagonal that is added to the moments.
-        where: for the error.
-        rounding: what the inputs add to the error by being rounded; those that go take it along, so errors may be negative.
-
-    Raises:
-        StepError: the moments are not finite, or cannot be factored.
+    A unit is `unit` neighboring inputs: 1 for a neuron, the head size for a head. `damping` is the share of the mean diagonal that is
+    added to the moments; moments that still cannot be factored are a StepError.
     """
     import torch
 
-    inverse = _inverse(moments, damping, where)
-    values, vectors = torch.linalg.eigh(sensitivity.double())
+    weight, rounding = layer.weight, layer.rounding
+    inverse = _inverse(layer.moments, damping, where)
+    values, vectors = torch.linalg.eigh(layer.sensitivity.double())
     factor = (vectors * values.clamp(min=0).sqrt()).T
     scaled = (factor @ weight.double()).float()
     nothing = torch.zeros(weight.shape[1])
     saved = torch.stack((nothing, nothing) if rounding is None else (rounding.by_weight, rounding.fixed))
-    # Those that are left stand first, whatever their place was, so that a step works in place on one corner of each matrix.
+    # The remaining units are kept in front, so that a step works in place on one corner of each matrix.
     places = torch.arange(weight.shape[1] // unit)
     left = len(places)
     order: list[int] = []
@@ -106,12 +103,12 @@ def _inverse(moments: "torch.Tensor", damping: float, where: str) -> "torch.Tens
         raise StepError(
             f"{where}: the second moments of {len(moments)} inputs cannot be factored; give more calibration texts, or raise damping"
         )
-    # The factor's condition is the root of the moments': from here on float32 is enough, and three times as fast.
+    # The factor's condition number is the root of the moments': from here on float32 is enough, and three times as fast.
     return torch.cholesky_inverse(factor.float()).contiguous()
 
 
 def _cheapest(inverse: "torch.Tensor", scaled: "torch.Tensor", saved: "torch.Tensor", unit: int, step: int) -> "tuple[torch.Tensor, float]":
-    """The next `step` units, chosen one by one, and what they cost together."""
+    """The next `step` units, chosen one by one, and the error that removing them adds."""
     import torch
 
     count = len(inverse) // unit
@@ -124,7 +121,7 @@ def _cheapest(inverse: "torch.Tensor", scaled: "torch.Tensor", saved: "torch.Ten
     by_weight, fixed = saved[:, pool].double().numpy()
     small, gram = inverse[pool][:, pool].double().numpy(), (scaled[:, pool].T @ scaled[:, pool]).double().numpy()
     variances, squares = small.diagonal().copy(), gram.diagonal().copy()
-    # Of both matrices only the columns of those that go are brought up to date, as a pivoted Cholesky factorization does.
+    # Only the columns of removed inputs are updated in both matrices, as in a pivoted Cholesky factorization.
     columns, shares, rows = (np.zeros((step, len(pool))) for _ in range(3))
     chosen: list[int] = []
     error = 0.0
@@ -133,7 +130,7 @@ def _cheapest(inverse: "torch.Tensor", scaled: "torch.Tensor", saved: "torch.Ten
         costs_of[chosen] = np.inf
         first = int(costs_of.argmin())
         error += float(costs_of[first])
-        # What stays makes up for the one that goes: u_i becomes u_i - u_first H^-1_first,i / H^-1_first,first.
+        # The remaining inputs compensate for the removed one: u_i becomes u_i - u_first H^-1_first,i / H^-1_first,first.
         column = small[first] - columns[:turn, first] @ columns[:turn]
         share = column / column[first]
         product = gram[first] - shares[:turn, first] @ rows[:turn] - rows[:turn, first] @ shares[:turn]
@@ -162,7 +159,7 @@ def _move_last(
     left: int,
     unit: int,
 ) -> None:
-    """Let the chosen units change places with the last of the `left` that are there."""
+    """Swap the chosen units with the last of the `left` remaining ones."""
     import torch
 
     gone = set(chosen.tolist())
@@ -177,7 +174,7 @@ def _move_last(
 
 
 def _remove_last(inverse: "torch.Tensor", scaled: "torch.Tensor", count: int) -> None:
-    """Bring the inverse moments and the weights of the inputs that stay, in place, to what they are without the last ones."""
+    """Update the inverse moments and the weights of the remaining inputs, in place, for the removal of the last `count` ones."""
     import torch
 
     stay = len(inverse) - count

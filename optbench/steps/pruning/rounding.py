@@ -1,11 +1,11 @@
-"""What static int8 will add to the error of a linear layer, input by input: an input that is removed takes its share along.
+"""What static int8 will add to the error of a linear layer, by input: removing an input also removes its rounding error.
 
 A value rounded to steps of width d is off by d^2 / 12 in the mean square. With one step for all inputs and one for each output's
 weights, both after SmoothQuant's scales s, the output's error in the unit of `removal` is
 
     sum over inputs j of   (d_j^2 / 12) |A w_j|^2  +  E[x_j^2] sum over outputs o of (A'A)_oo (d_o / s_j)^2 / 12
 
-Where outliers make the steps wide, a neuron of little use costs more by its rounding than by its loss.
+Where outliers make the steps wide, a neuron of little use costs more by its rounding than by its removal.
 
 Source: the noise of uniform quantizers, Widrow and Kollar 2008; the scales as `quantize_static` sets them.
 """
@@ -18,9 +18,9 @@ from optbench.steps.calibration.smoothing import smoothing_scale
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Rounding", "foresee_rounding"]
+__all__ = ["Rounding", "predict_rounding"]
 
-# Of quantize_static's defaults.
+# The default of quantize_static.
 SMOOTH_QUANT_ALPHA = 0.75
 # Symmetric ranges: a step is the largest magnitude over this.
 STEPS = 127.5
@@ -31,22 +31,18 @@ class Rounding:
     """The error that each input's rounding adds.
 
     Attributes:
-        by_weight: (in,), times the input's |A w|^2: the activation is rounded.
-        fixed: (in,), whatever becomes of the others: the weights are rounded.
+        by_weight: (in,), the activation's rounding error as a factor on the input's |A w|^2.
+        fixed: (in,), the weights' rounding error; it does not depend on the other inputs.
     """
 
     by_weight: "torch.Tensor"
     fixed: "torch.Tensor"
 
 
-def foresee_rounding(weight: "torch.Tensor", maxima: "torch.Tensor", moments: "torch.Tensor", sensitivity: "torch.Tensor") -> Rounding:
+def predict_rounding(weight: "torch.Tensor", maxima: "torch.Tensor", moments: "torch.Tensor", sensitivity: "torch.Tensor") -> Rounding:
     """The rounding errors of a layer in static int8.
 
-    Args:
-        weight: (out, in).
-        maxima: (in,), the largest magnitude of each input.
-        moments: E[x x'], (in, in).
-        sensitivity: E[g g'], (out, out).
+    `weight` is (out, in), `maxima` (in,) the largest magnitude of each input; `moments` and `sensitivity` are `LinearLayer`'s.
     """
     import torch
 

@@ -1,7 +1,6 @@
-"""Calibration texts on their way through a body, one layer at a time: only the tokens of one layer are in memory."""
+"""Calibration texts run through a body one layer at a time: only one layer's activations are in memory."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,9 +17,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Batch", "LayerStates", "LayerTargets", "embed", "layer_context", "layer_states", "read_batches", "run_block", "start"]
 
-# Padded tokens of a batch: the attention scores of a batch and the gradients through a whole body stay small.
+# Padded tokens per batch: keeps a batch's attention scores and the gradients through a whole body small.
 BATCH_TOKENS = 1024
-# Longer texts are cut: a few of them would otherwise be most of what the layers are fitted to.
+# Longer texts are truncated: a few of them would otherwise dominate the fit.
 TEXT_TOKENS_MAX = 128
 
 
@@ -41,7 +40,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class LayerTargets:
-    """What one layer computes for a batch that a smaller one is fitted to; only its tokens, padding left out, each (tokens, hidden).
+    """What one layer computes for a batch and a smaller one is fitted to; tokens without padding, each (tokens, hidden).
 
     Attributes:
         attention_sum: residual and projection, before the norm.
@@ -56,32 +55,22 @@ class LayerTargets:
 
 @dataclass(frozen=True)
 class LayerStates:
-    """What one layer computes for a batch; only its tokens, padding left out.
-
-    Attributes:
-        context: what the attention projection reads, (tokens, width).
-        active: what the down projection reads, (tokens, width).
-        targets: what a smaller layer is fitted to.
-    """
+    """What one layer computes for a batch: the inputs of its attention and down projections, (tokens, width), and its targets."""
 
     context: "torch.Tensor"
     active: "torch.Tensor"
     targets: LayerTargets
 
 
-def read_batches(folder: Path, texts: Sequence[str], where: str, wanted: int) -> list[Batch]:
-    """Tokenize distinct texts and group them by length, the shortest first.
-
-    Raises:
-        StepError: fewer than `wanted` texts.
-    """
+def read_batches(folder: Path, texts: Sequence[str], where: str, texts_min: int) -> list[Batch]:
+    """Tokenize distinct texts, at least `texts_min`, and group them by length, the shortest first."""
     import torch
 
     distinct = list(dict.fromkeys(text for text in texts if text.strip()))
-    if len(distinct) < wanted:
+    if len(distinct) < texts_min:
         raise StepError(
-            f"{where}: {len(distinct)} distinct texts to calibrate on, at least {wanted} are wanted; raise the recipe's calibration.texts, "
-            "or name a task that has more to spare"
+            f"{where}: {len(distinct)} distinct texts to calibrate on, expected at least {texts_min}; raise the recipe's "
+            "calibration.texts, or name a task with more calibration texts"
         )
     tokenizer = load_tokenizer(folder)
     tokenizer.enable_truncation(min(TEXT_TOKENS_MAX, (tokenizer.truncation or {}).get("max_length", TEXT_TOKENS_MAX)))
@@ -116,28 +105,19 @@ def run_block(model: "PreTrainedModel", block: Any, hidden: "torch.Tensor", batc
     return output[0] if isinstance(output, tuple) else output
 
 
-@contextmanager
-def _inputs_of(linear: Any, kept: "list[torch.Tensor]") -> Iterator[None]:
-    handle = linear.register_forward_pre_hook(lambda _, arguments: kept.append(arguments[0]))
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
 def layer_context(model: "PreTrainedModel", index: int, hidden: "torch.Tensor", batch: Batch) -> "torch.Tensor":
     """What one layer's attention projection reads, (tokens, width), from what the layer reads, (texts, tokens, hidden)."""
     import torch
 
     block, layer = model.encoder.layer[index], encoder_layers(model)[index]
     contexts: list[torch.Tensor] = []
-    with torch.no_grad(), _inputs_of(layer.projection, contexts):
+    with torch.no_grad(), layer.projection.register_forward_pre_hook(lambda _, arguments: contexts.append(arguments[0])):
         block.attention(hidden, batch.additive, *_position_bias(model, hidden))
     return contexts[0][batch.mask]
 
 
 def layer_states(model: "PreTrainedModel", index: int, hidden: "torch.Tensor", batch: Batch) -> LayerStates:
-    """Run one layer and keep what its linear layers read and give."""
+    """Run one layer and record the inputs and outputs of its linear layers."""
     import torch
 
     layer, context = encoder_layers(model)[index], layer_context(model, index, hidden, batch)
@@ -149,10 +129,7 @@ def layer_states(model: "PreTrainedModel", index: int, hidden: "torch.Tensor", b
 
 
 def embed(hidden: "torch.Tensor", batch: Batch, pooling: str) -> "torch.Tensor":
-    """Unit embeddings of a batch, (texts, hidden), from the last layer's output.
-
-    Whether the model normalizes or not: its vectors are compared by their cosine.
-    """
+    """Unit embeddings of a batch, (texts, hidden), from the last layer's output: normalized even if the model does not normalize."""
     import torch
 
     if pooling == "cls":

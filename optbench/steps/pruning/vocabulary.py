@@ -1,15 +1,15 @@
-"""A tokenizer.json with fewer pieces: which must stay whatever a corpus uses, and every place where an id is written.
+"""A tokenizer.json with fewer pieces: which must be kept whatever a corpus uses, and every place where an id is written.
 
-Why the texts whose pieces stay are cut as before:
-    WordPiece takes the longest piece at each place; the one it took is still there, and no longer one has come.
-    Unigram takes the path with the best sum of scores; that path is still there, and no better one has come. An unknown
-    character costs the lowest score less ten, so a piece of the lowest score stays too.
+Why texts whose pieces are all kept are tokenized as before:
+    WordPiece takes the longest piece at each position; that piece is still there, and there is no new, longer one.
+    Unigram takes the path with the best sum of scores; that path is still there, and there is no new, better one. An unknown
+    character costs the lowest score less ten, so a piece with the lowest score is kept too.
 
 Source: Kudo 2018, arXiv:1804.10959 (Unigram); Wu et al. 2016, arXiv:1609.08144 (WordPiece).
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,6 @@ from optbench.model.checkpoint import read_body, read_json
 
 __all__ = ["Pieces", "read_pieces", "renumber_companions", "renumber_tokenizer"]
 
-# XLM-R's tokenizer.json, indented, has 17 MB.
-TOKENIZER_BYTES_MAX = 256 * 1024 * 1024
 TRIMMED = ("WordPiece", "Unigram")
 
 
@@ -33,7 +31,6 @@ class Pieces:
         names: id to piece, in the order of the ids.
         scores: id to log-probability; empty for WordPiece, which has none.
         added: ids of special and added tokens.
-        unknown: id of the piece that stands for what no other covers; None where there is none.
         prefix: what a piece inside a word begins with: `##`, or nothing.
     """
 
@@ -45,11 +42,9 @@ class Pieces:
     prefix: str
 
     def required(self, pad_id: int, *, keep_up_to_pad: bool) -> dict[str, set[int]]:
-        """Ids that stay whatever the corpus uses, by the reason: with them every text can still be written.
+        """Ids to keep whatever the corpus uses, by reason: with them every text can still be tokenized.
 
-        Args:
-            pad_id: of the model.
-            keep_up_to_pad: RoBERTa-like models count positions from the pad id, so nothing before it may go.
+        RoBERTa-like models count positions from the pad id, so no id before it may be removed: `keep_up_to_pad`.
         """
         special = {*self.added, pad_id, *(range(pad_id) if keep_up_to_pad else ())}
         if self.unknown is not None:
@@ -63,7 +58,7 @@ class Pieces:
             if len(plain) == 1 or self._is_byte(name):
                 characters.add(index)
             elif any(character not in (inside if place or self._inside(name) else starts) for place, character in enumerate(plain)):
-                # Some character has no piece of its own: only this piece can write it.
+                # Some character has no piece of its own: only this piece contains it.
                 alone.add(index)
         lowest = {min(self.scores, key=lambda index: self.scores[index])} if self.scores else set()
         return {"special": special, "characters": characters - special, "only_piece_of_a_character": alone - special | lowest}
@@ -79,18 +74,16 @@ def read_pieces(folder: Path) -> Pieces:
     """The pieces of an artifact's tokenizer.json, which the tokenizers library has accepted.
 
     Raises:
-        StepError: a kind of tokenizer whose pieces cannot be taken out one by one.
+        StepError: a kind of tokenizer whose pieces cannot be removed one by one.
     """
     path = folder / "tokenizer.json"
-    if path.stat().st_size > TOKENIZER_BYTES_MAX:
-        raise StepError(f"{path}: larger than {TOKENIZER_BYTES_MAX} bytes, which no tokenizer is; fetch the model anew")
     document = json.loads(path.read_text(encoding="utf-8"))
     model = document["model"]
     kind = model.get("type") or ("Unigram" if isinstance(model["vocab"], list) else "WordPiece" if "unk_token" in model else "BPE")
     if kind not in TRIMMED:
         raise StepError(
             f"{path}: a {kind} tokenizer; trim_vocabulary takes {' and '.join(TRIMMED)} (a BPE's pieces are built from one another): "
-            "leave the step out, and use compress_tables for a smaller table"
+            "remove the step, and use compress_tables for a smaller table"
         )
     added = {int(entry["id"]): str(entry["content"]) for entry in document.get("added_tokens") or ()}
     if kind == "Unigram":
@@ -105,11 +98,7 @@ def read_pieces(folder: Path) -> Pieces:
 
 
 def renumber_tokenizer(pieces: Pieces, new_ids: Mapping[int, int], where: Path) -> dict[str, Any]:
-    """The tokenizer.json with the pieces of `new_ids` only, under their new ids.
-
-    Raises:
-        StepError: a post-processor that optbench does not know may hold ids.
-    """
+    """The tokenizer.json with only the pieces of `new_ids`, under their new ids; refuses a post-processor that may hold other ids."""
     model = dict(pieces.document["model"])
     if isinstance(model["vocab"], list):
         model["vocab"] = [entry for index, entry in enumerate(model["vocab"]) if index in new_ids]
@@ -142,25 +131,20 @@ def _renumber_processor(processor: dict[str, Any] | None, new_ids: Mapping[int, 
         case "ByteLevel":
             return processor
         case kind:
-            raise StepError(f"{where}: post-processor {kind} may hold ids, and trim_vocabulary does not know where; leave the step out")
+            raise StepError(f"{where}: post-processor {kind} is not supported by trim_vocabulary, because it may hold ids; remove the step")
 
 
-def renumber_companions(source: Path, out: Path, pieces: Pieces, kept: Sequence[int]) -> None:
-    """Write what says ids besides tokenizer.json into `out`: config.json, tokenizer_config.json, added_tokens.json, vocab.txt.
+def renumber_companions(source: Path, out: Path, pieces: Pieces, new_ids: Mapping[int, int]) -> None:
+    """Write the other files with ids to `out`: config.json, tokenizer_config.json, added_tokens.json, vocab.txt.
 
-    Args:
-        source: the artifact's folder.
-        out: the folder that is being filled.
-        pieces: of the source.
-        kept: its ids that stay, ascending; their place is the new id.
+    `new_ids` is from the old ids to keep, ascending, to the new ones.
     """
-    new_ids = {index: place for place, index in enumerate(kept)}
     config = read_json(source / "config.json")
     ids = {
         key: new_ids[value] for key, value in config.items() if key.endswith("_token_id") and isinstance(value, int) and value in new_ids
     }
     ids["pad_token_id"] = new_ids[read_body(source).pad_id]
-    _write(out / "config.json", {**config, **ids, "vocab_size": len(kept)})
+    _write(out / "config.json", {**config, **ids, "vocab_size": len(new_ids)})
     path = source / "tokenizer_config.json"
     if path.is_file():
         document = read_json(path)
@@ -172,7 +156,7 @@ def renumber_companions(source: Path, out: Path, pieces: Pieces, kept: Sequence[
     if path.is_file():
         _write(out / path.name, {name: new_ids[index] for name, index in read_json(path).items() if index in new_ids})
     if (source / "vocab.txt").is_file():
-        lines = [pieces.names.get(index, f"[unused{index}]") for index in kept]
+        lines = [pieces.names.get(index, f"[unused{index}]") for index in new_ids]
         (out / "vocab.txt").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 

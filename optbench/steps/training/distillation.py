@@ -1,6 +1,7 @@
-"""What a student is taught: to give the teacher's embedding, and, where asked, its hidden states and its attention relations."""
+"""What a student learns: the teacher's embedding and, optionally, its hidden states and attention relations."""
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,54 +17,48 @@ if TYPE_CHECKING:
     import torch
     from sentence_transformers import SentenceTransformer
 
-__all__ = ["default_batch", "default_learning_rate", "distillation_loss", "map_layers", "teacher_vectors"]
+__all__ = ["LossWeights", "Teacher", "default_batch", "default_learning_rate", "distillation_loss", "map_layers", "teacher_vectors"]
 
 BATCH, BATCH_TOKENS = 64, 2048
 
 
 def default_batch(tokens: float) -> int:
-    """Texts a step where a text has so many tokens in the mean; what a training holds in memory grows with the tokens of a step."""
+    """Texts per step for a mean number of tokens per text; the memory of a training grows with the tokens per step."""
     return max(1, min(BATCH, int(BATCH_TOKENS / tokens)))
 
 
 def default_learning_rate(hidden: int) -> float:
-    """The highest learning rate for a body of this width, in batches of 64.
+    """The peak learning rate for a body of this width, in batches of 64.
 
-    Pruning's refit leaves a good solution, which too high a rate undoes first, and a wide body takes few steps in some minutes to come
-    back. all-MiniLM-L6-v2 (384) at half its multiply-adds, held-out loss after 100 s: .0289 at 6e-4, .0282 at 1e-3, .0299 at 2e-3.
-    all-mpnet-base-v2 (768) at half, after 120 s: .0531 at 1.5e-4, .0547 at 2.5e-4. Beyond these two it is extrapolated.
+    Pruning's refit leaves a good solution, which too high a rate destroys first; a wide body has few steps in a few minutes to recover.
+    Extrapolated from all-MiniLM-L6-v2 (384) and all-mpnet-base-v2 (768) at half their multiply-adds: bench/LOG.md, D4 and D5.
     """
     return 8e-4 * min(1.0, 384 / hidden) ** 2
 
 
-def map_layers(student: int, teacher: int, wanted: Sequence[int] | None) -> tuple[int, ...]:
-    """The teacher's layer that each layer of the student answers to, from 0.
+def map_layers(student: int, teacher: int, layer_map: Sequence[int] | None) -> tuple[int, ...]:
+    """The teacher's layer that each layer of the student is compared with, from 0.
 
-    Args:
-        student: its layers.
-        teacher: its layers.
-        wanted: as the recipe gives it; spread evenly with the last at the last where left out, as TinyBERT does.
-
-    Raises:
-        StepError: not one ascending layer of the teacher for each of the student's, or a student deeper than its teacher.
+    Without a `layer_map` from the recipe, they are spread evenly and the last layers are a pair. Refuses a map that does not name, in
+    ascending order, one of the teacher's layers for each of the student's.
 
     Source: Jiao et al. 2020, "TinyBERT", arXiv:1909.10351, section 4 (the uniform mapping).
     """
-    if wanted is None:
+    if layer_map is None:
         if student > teacher:
-            raise StepError(f"the student has {student} layers and its teacher {teacher}; give layer_map to say which answers to which")
+            raise StepError(f"the student has {student} layers and its teacher {teacher}; give layer_map to pair them")
         return tuple((layer + 1) * teacher // student - 1 for layer in range(student))
-    if len(wanted) != student or list(wanted) != sorted(wanted) or wanted[-1] >= teacher:
+    if len(layer_map) != student or list(layer_map) != sorted(layer_map) or layer_map[-1] >= teacher:
         raise StepError(
-            f"layer_map {list(wanted)}: {student} ascending layers from 0 to {teacher - 1} are wanted, one for each of the student's"
+            f"layer_map {list(layer_map)}: expected {student} ascending layers from 0 to {teacher - 1}, one for each of the student's"
         )
-    return tuple(wanted)
+    return tuple(layer_map)
 
 
 def teacher_vectors(
     teacher: "SentenceTransformer", texts: Sequence[str], path: Path, batch: int, bf16: bool, progress: Progress
 ) -> NDArray[np.float32]:
-    """The teacher's embeddings, (texts, dimension), float32; read from `path` where an earlier run has left them there."""
+    """The teacher's embeddings, (texts, dimension), float32; read from `path` if an earlier run has saved them there."""
     import torch
 
     shape = (len(texts), teacher.get_embedding_dimension())
@@ -83,83 +78,109 @@ def teacher_vectors(
     return vectors
 
 
-def distillation_loss(
-    student: "SentenceTransformer",
-    teacher: "SentenceTransformer",
-    texts: Sequence[str],
-    vectors: NDArray[np.float32],
-    layer_map: Sequence[int],
-    weights: tuple[float, float, float],
-    bf16: bool,
-) -> "torch.nn.Module":
-    """A loss in sentence-transformers' form, over one column of texts whose label is the text's place in `texts`.
+@dataclass(frozen=True)
+class Teacher:
+    """The model that a student is trained towards.
+
+    Attributes:
+        model: a packed one from `build_trainable`. It has its own tokenizer: a student's vocabulary may be trimmed.
+        texts: all texts; a label is a place in them.
+        vectors: its embeddings of the texts; of the held-out ones only, which come first, where inner states are compared too.
+        bf16: compute in bf16. The trainer sets this for the student only.
+    """
+
+    model: "SentenceTransformer"
+    texts: Sequence[str]
+    vectors: NDArray[np.float32]
+    layer_map: Sequence[int]
+    bf16: bool
+
+    def look_up(self, labels: Any) -> "torch.Tensor":
+        """Its stored embeddings of a batch."""
+        import torch
+
+        return torch.from_numpy(self.vectors[labels.numpy()])
+
+    def embed(self, labels: Any, places: "torch.Tensor") -> "torch.Tensor":
+        """Run it on a batch, so that its inner states can be read; returns its embeddings.
+
+        `places` tells which text each of the student's tokens belongs to; a batch that the teacher tokenizes differently is refused.
+        """
+        import torch
+
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+            own = self.model.preprocess([self.texts[label] for label in labels.tolist()])
+            embedding: torch.Tensor = self.model(own)["sentence_embedding"]
+        if not torch.equal(own["texts"], places):
+            raise StepError(
+                "the student's tokens differ from its base's, so their states cannot be compared: "
+                "set hidden_weight and relation_weight to 0"
+            )
+        return embedding
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """Weights of the parts of `distillation_loss`."""
+
+    embedding: float
+    hidden: float
+    relations: float
+
+    @property
+    def inner(self) -> bool:
+        """Whether inner states are compared."""
+        return self.hidden > 0 or self.relations > 0
+
+
+def distillation_loss(student: "SentenceTransformer", teacher: Teacher, weights: LossWeights) -> "torch.nn.Module":
+    """A loss in sentence-transformers' form, over one column of texts whose label is the text's place in `teacher.texts`.
 
     Its parts, each 0 where the student does what its teacher does:
     embedding: 1 - cosine.
-    hidden: after each layer, the squared distance of all tokens' states over the teacher's squared norm about its mean.
-    relations: in the last layer, the divergence of the softmax of query-query, key-key and value-value products between tokens,
-        MiniLMv2's, over all heads at once, because a pruned student has fewer.
-
-    Args:
-        student: is trained; like its teacher a packed one of `build_trainable`.
-        teacher: is not trained. It reads the texts with its own tokenizer: a student's vocabulary may be trimmed.
-        texts: what the labels count.
-        vectors: the teacher's embeddings of the texts; with hidden states or relations of those that are held out, which come first.
-        layer_map: of `map_layers`.
-        weights: of the embedding, hidden and relation parts.
-        bf16: have the teacher compute in bf16. The trainer says it of its model alone.
+    hidden: after each layer, the squared distance of all tokens' states, divided by the squared norm of the teacher's about their mean.
+    relations: in the last layer, the divergence of the softmax of query-query, key-key and value-value products between tokens, as in
+        MiniLMv2, but over all heads at once, because a pruned student has fewer.
 
     Source: Wang et al. 2021, "MiniLMv2", arXiv:2012.15828, section 3.2.
     """
     import torch
 
-    embedding_weight, hidden_weight, relation_weight = weights
-    inside = hidden_weight > 0 or relation_weight > 0
-    watched = _Inside(torch_body(student), range(len(layer_map))), _Inside(torch_body(teacher), layer_map)
+    own = _Inside(torch_body(student), range(len(teacher.layer_map)))
+    target = _Inside(torch_body(teacher.model), teacher.layer_map)
+
+    def inner_parts(places: Any) -> dict[str, Any]:
+        parts = {}
+        if weights.hidden > 0:
+            parts["hidden"] = weights.hidden * _hidden_distance(own.states, target.states, places > 0)
+        if weights.relations > 0:
+            parts["relations"] = weights.relations * _relation_distance(own.projections, target.projections, places)
+        return parts
 
     class DistillationLoss(torch.nn.Module):  # type: ignore[misc]  # torch is not type-checked here
         def __init__(self) -> None:
             super().__init__()
+            # Not the teacher: the optimizer takes all parameters that a loss holds.
             self.model = student
-            # Out of the modules' sight: the optimizer takes whatever parameters a loss holds.
-            self.teacher = [teacher]
 
         def forward(self, sentence_features: Iterable[dict[str, Any]], labels: Any) -> dict[str, Any]:
             (features,) = sentence_features
             given = self.model(features)["sentence_embedding"]
-            judging = not self.model.training
-            if judging or not inside:
-                wanted = torch.from_numpy(vectors[labels.numpy()])
-            else:
-                with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-                    own = self.teacher[0].preprocess([texts[label] for label in labels.tolist()])
-                    wanted = self.teacher[0](own)["sentence_embedding"]
-                if not torch.equal(own["texts"], features["texts"]):
-                    raise StepError(
-                        "the student cuts the texts into other tokens than its base, so their states cannot be compared: set "
-                        "hidden_weight and relation_weight to 0"
-                    )
-            distance = (1 - torch.nn.functional.cosine_similarity(given, wanted)).mean()
-            if judging:
+            inner = weights.inner and self.model.training
+            expected = teacher.embed(labels, features["texts"]) if inner else teacher.look_up(labels)
+            distance = (1 - torch.nn.functional.cosine_similarity(given, expected)).mean()
+            if not self.model.training:
                 return {"embedding": distance}
-            parts = {"embedding": embedding_weight * distance}
-            if not inside:
-                return parts
-            numbers = features["texts"]
-            if hidden_weight > 0:
-                parts["hidden"] = hidden_weight * _hidden_distance(watched[0].states, watched[1].states, numbers > 0)
-            if relation_weight > 0:
-                parts["relations"] = relation_weight * _relation_distance(watched[0].projections, watched[1].projections, numbers)
-            return parts
+            return {"embedding": weights.embedding * distance} | (inner_parts(features["texts"]) if inner else {})
 
-    if inside:
-        for each in watched:
-            each.watch(relation_weight > 0)
+    if weights.inner:
+        for each in (own, target):
+            each.watch(weights.relations > 0)
     return DistillationLoss()
 
 
 class _Inside:
-    """What a forward pass leaves inside a body: states after layers, and the last layer's queries, keys and values."""
+    """Records a body's inner values in each forward pass: states after layers, and the last layer's queries, keys and values."""
 
     def __init__(self, body: Any, layers: Iterable[int]) -> None:
         self.body, self.layers = body, list(layers)
@@ -182,24 +203,24 @@ class _Inside:
 
 
 def _hidden_distance(student: Sequence[Any], teacher: Sequence[Any], mask: Any) -> Any:
-    """The mean over layers of |s - t|^2 / |t - mean t|^2 over the tokens that are no padding."""
+    """The mean over layers of |s - t|^2 / |t - mean t|^2 over the tokens, padding excluded."""
     total = 0.0
-    for given, wanted in zip(student, teacher, strict=True):
-        real = wanted[mask]
+    for given, expected in zip(student, teacher, strict=True):
+        real = expected[mask]
         scale = (real - real.mean(0)).square().sum()
         total = total + (given[mask] - real).square().sum() / scale.clamp(min=1e-9)
     return total / len(student)
 
 
 def _relation_distance(student: Sequence[Any], teacher: Sequence[Any], texts: Any) -> Any:
-    """The mean over queries, keys and values of KL(teacher's relations | student's), per token that is of a text, within the text."""
+    """The mean over queries, keys and values of KL(teacher's relations | student's), per token, within its text."""
     import torch
 
     apart = texts[:, :, None] != texts[:, None]
     total = 0.0
-    for given, wanted in zip(student, teacher, strict=True):
+    for given, expected in zip(student, teacher, strict=True):
         logs = []
-        for rows in (given, wanted):
+        for rows in (given, expected):
             scores = rows @ rows.transpose(1, 2) / rows.shape[-1] ** 0.5
             logs.append(torch.log_softmax(scores.masked_fill(apart, torch.finfo(scores.dtype).min), -1))
         divergence = (logs[1].exp() * (logs[1] - logs[0])).masked_fill(apart, 0.0).sum(-1)

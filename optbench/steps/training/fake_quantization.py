@@ -1,26 +1,23 @@
-"""Training that feels int8: weights and activations are rounded in the forward pass, and gradients pass as if they were not."""
+"""Quantization-aware training: the forward pass rounds weights and activations to int8, and gradients pass straight through."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 __all__ = ["fake_quantized"]
 
 WEIGHT_MAX = 127
 ACTIVATION_MAX = 255
-# A row or a batch of zeros has no scale of its own.
+# An all-zero row or batch would have scale 0.
 SCALE_MIN = 1e-9
 
 
 @contextmanager
 def fake_quantized(body: Any) -> Iterator[int]:
-    """Round what the linear layers of a body multiply: weights by output row, symmetric; activations by tensor, between their ends.
+    """Round the operands of a body's linear layers: weights symmetrically per output row, activations per tensor from minimum to maximum.
 
-    That is what dynamic int8 does on ONNX Runtime and OpenVINO per channel. Outside of the context the layers are as before, with the
-    trained weights unrounded.
-
-    Yields:
-        how many layers it is.
+    This matches per-channel dynamic int8 of ONNX Runtime and OpenVINO. After the context, which gives the number of layers, they are
+    as before, with the trained weights unrounded.
 
     Source: Jacob et al. 2018, arXiv:1712.05877, section 3; Bengio et al. 2013, arXiv:1308.3432, for the straight-through gradient.
     """
@@ -41,13 +38,9 @@ def fake_quantized(body: Any) -> Iterator[int]:
         return (torch.fake_quantize_per_tensor_affine(states, scale, zero, 0, ACTIVATION_MAX), *arguments[1:])
 
     layers = [module for module in body.encoder.modules() if isinstance(module, torch.nn.Linear)]
-    hooks = [layer.register_forward_pre_hook(round_input) for layer in layers]
-    for layer in layers:
-        parametrize.register_parametrization(layer, "weight", RoundedRows())
-    try:
-        yield len(layers)
-    finally:
+    with ExitStack() as stack:
         for layer in layers:
-            parametrize.remove_parametrizations(layer, "weight", leave_parametrized=False)
-        for hook in hooks:
-            hook.remove()
+            stack.enter_context(layer.register_forward_pre_hook(round_input))
+            parametrize.register_parametrization(layer, "weight", RoundedRows())
+            stack.callback(parametrize.remove_parametrizations, layer, "weight", leave_parametrized=False)
+        yield len(layers)

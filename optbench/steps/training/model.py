@@ -1,11 +1,12 @@
-"""A checkpoint as sentence-transformers trains it: optbench's own module, whose layers may differ, inside a SentenceTransformer."""
+"""A checkpoint as sentence-transformers trains it: optbench's own module, whose layers may differ in size, in a SentenceTransformer."""
+
+from __future__ import annotations
 
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from optbench.errors import StepError
-from optbench.machine.cpu import Machine
 from optbench.model.checkpoint import describe
 from optbench.model.tokenizer import encode_batch, load_tokenizer
 from optbench.model.torch_model import build_module
@@ -14,50 +15,30 @@ from optbench.steps.training.packing import pack, pool, run_packed
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-__all__ = ["build_trainable", "check_extra", "torch_body", "use_bf16"]
+    from optbench.machine.cpu import Machine
 
-# oneDNN, which computes in bf16, compiles a product for every shape and keeps 1,024 of them; batches of 40 lengths through layers of
-# unequal sizes need thousands. all-MiniLM-L6-v2 at half its multiply-adds did 684 and 745 steps in 100 s with its default, 897 and 961
-# with 4,096 kept, 898 with 16,384; for 0.6 GB more then, 1.1 GB in 570 s.
+__all__ = ["build_trainable", "torch_body", "use_bf16"]
+
+# oneDNN, which computes in bf16, compiles a product for every shape and caches 1,024 of them; batches of 40 lengths through layers of
+# unequal sizes need thousands: a third more steps, for 0.6 GB more (bench/LOG.md, D3). 16,384 gain nothing.
 PRIMITIVE_CACHE, PRIMITIVES_KEPT = "ONEDNN_PRIMITIVE_CACHE_CAPACITY", "4096"
 
 
-def check_extra() -> None:
-    """Refuse where what training needs is not installed.
-
-    Raises:
-        StepError: names what is missing and the extra that brings it.
-    """
-    from importlib.util import find_spec
-
-    missing = [name for name in ("sentence_transformers", "accelerate", "datasets") if find_spec(name) is None]
-    if missing:
-        raise StepError(f"training needs {', '.join(missing)}: pip install 'optbench[train]'")
-
-
-def build_trainable(folder: Path, packed: bool = False) -> "SentenceTransformer":
+def build_trainable(folder: Path, packed: bool = False) -> SentenceTransformer:
     """Build a checkpoint for training: tables frozen, no dropout, pooling in float32 whatever the transformer computes in.
 
-    Frozen tables keep what few texts cannot teach, the words they lack, and save an optimizer state three times their size. Of this
-    process, oneDNN keeps more of what it compiles, unless its variable says how much.
-
-    Args:
-        folder: the checkpoint.
-        packed: lay the texts of a batch out behind one another (`packing.pack`) instead of one a row; embeddings are not normalized.
+    Frozen tables preserve the words that the training texts lack, and save an optimizer state three times their size. oneDNN's cache
+    in this process is enlarged, unless its environment variable is set. A packed model lays the texts of a batch out one after another
+    (`packing.pack`) instead of one per row, and does not normalize embeddings.
     """
-    # Read once, when oneDNN is first asked for a product.
+    # oneDNN reads it once, at its first product.
     os.environ.setdefault(PRIMITIVE_CACHE, PRIMITIVES_KEPT)
     import torch
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.model_card import SentenceTransformerModelCardData
     from sentence_transformers.sentence_transformer.modules import InputModule
 
-    module = build_module(folder)
-    for part in module.modules():
-        if isinstance(part, torch.nn.Dropout):
-            part.p = 0.0
-    module.body.embeddings.requires_grad_(False)
-    module.body.register_forward_hook(_widen)
+    module, description = _build_frozen(folder), describe(folder)
 
     class Embedder(InputModule):  # type: ignore[misc]  # not type-checked here
         def __init__(self) -> None:
@@ -77,9 +58,7 @@ def build_trainable(folder: Path, packed: bool = False) -> "SentenceTransformer"
             return int(self.module.body.config.hidden_size)
 
         def save(self, output_path: str, *_: Any, **__: Any) -> None:
-            raise NotImplementedError("save_torch_model writes what was trained")
-
-    description = describe(folder)
+            raise NotImplementedError("save_torch_model writes the trained weights")
 
     class PackedEmbedder(Embedder):
         def __init__(self) -> None:
@@ -103,23 +82,31 @@ def build_trainable(folder: Path, packed: bool = False) -> "SentenceTransformer"
     )
 
 
-def torch_body(model: "SentenceTransformer") -> Any:
-    """The transformer inside what `build_trainable` gave."""
+def _build_frozen(folder: Path) -> Any:
+    import torch
+
+    module = build_module(folder)
+    for part in module.modules():
+        if isinstance(part, torch.nn.Dropout):
+            part.p = 0.0
+    module.body.embeddings.requires_grad_(False)
+    module.body.register_forward_hook(_widen)
+    return module
+
+
+def torch_body(model: SentenceTransformer) -> Any:
+    """The transformer inside a model from `build_trainable`."""
     return model[0].module.body
 
 
 def use_bf16(precision: Literal["auto", "fp32", "bf16"], machine: Machine) -> bool:
-    """Whether to compute in bf16.
-
-    Raises:
-        StepError: it is asked for on a CPU that would emulate it.
-    """
+    """Whether to compute in bf16; refused on a CPU that would emulate it."""
     if precision == "bf16" and not machine.has_bf16:
         raise StepError("precision bf16: this CPU has no bf16 products, so torch would emulate them; set precision to auto or fp32")
     return precision == "bf16" or (precision == "auto" and machine.has_bf16)
 
 
 def _widen(body: Any, arguments: Any, output: Any) -> Any:
-    """A mean over tokens in bf16 would round away 8 bits more."""
+    """Pool in float32: a mean over tokens in bf16 would lose another 8 bits."""
     output.last_hidden_state = output.last_hidden_state.float()
     return output

@@ -1,4 +1,4 @@
-"""Several texts behind one another in a row: little is padding, and all batches have a few shapes instead of one a length."""
+"""Several texts one after another in a row: little padding, and batches of a few shapes instead of one for each length."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -8,19 +8,17 @@ if TYPE_CHECKING:
 
 __all__ = ["pack", "pool", "run_packed"]
 
-# Attention costs a row's tokens squared, whoever's they are; rows of 64 made a training of all-MiniLM-L6-v2 no faster.
+# Attention's cost is quadratic in a row's tokens; rows of 64 made a training of all-MiniLM-L6-v2 no faster.
 ROW_TOKENS = 128
 
 
 def pack(rows: Sequence[Sequence[int]], pad_id: int) -> "dict[str, torch.Tensor]":
-    """Lay texts out in as few rows of 128 tokens as first-fit decreasing finds; in rows of a multiple of it where a text is longer.
+    """Lay texts out in as few rows of 128 tokens as first-fit decreasing finds; of a multiple of 128 where a text is longer.
 
-    Args:
-        rows: each text's token ids, without padding.
-        pad_id: stands where no text is.
+    `rows` are the token ids of each text, without padding.
 
     Returns:
-        input_ids, texts (whose each token is, from 1; 0 for none) and positions (in its text, from 0), each (rows, tokens) int64.
+        input_ids, texts (the text of each token, from 1; 0 for padding) and positions (in the text, from 0), each (rows, tokens) int64.
     """
     import torch
 
@@ -45,9 +43,9 @@ def pack(rows: Sequence[Sequence[int]], pad_id: int) -> "dict[str, torch.Tensor]
 
 
 def run_packed(body: Any, packed: "dict[str, torch.Tensor]") -> "torch.Tensor":
-    """The states after a body's last layer, (rows, tokens, hidden), float32: of each text what they are where it is alone.
+    """The states after a body's last layer, (rows, tokens, hidden), float32: for each text the same as without the others.
 
-    Relative positions, MPNet's, hold within a row as they are; absolute ones are given, from where the body's table begins.
+    Relative positions (MPNet's) are right within a row; absolute ones are passed, offset to where the body's table begins.
     """
     import torch
 
@@ -57,12 +55,12 @@ def run_packed(body: Any, packed: "dict[str, torch.Tensor]") -> "torch.Tensor":
     apart = texts[:, None, :, None] != texts[:, None, None, :]
     mask = torch.zeros(apart.shape).masked_fill(apart, torch.finfo(torch.float32).min)
     last: torch.Tensor = body.encoder(states, attention_mask=mask)[0]
-    # A mean over tokens in bf16 would round away 8 bits more.
+    # A mean over tokens in bf16 would lose another 8 bits.
     return last.float()
 
 
 def pool(states: "torch.Tensor", packed: "dict[str, torch.Tensor]", pooling: str) -> "torch.Tensor":
-    """One vector a text, (texts, hidden): its first token's state where `pooling` is "cls", the mean of its tokens' else."""
+    """One vector per text, (texts, hidden): its first token's state if `pooling` is "cls", else the mean over its tokens."""
     import torch
 
     texts = packed["texts"].flatten()

@@ -1,4 +1,4 @@
-"""Labelled pairs to fine-tune on: which documents answer which queries, with none of the queries that the tasks ask."""
+"""Labeled pairs to fine-tune on: which documents answer which queries, without the tasks' test queries."""
 
 import json
 import random
@@ -13,7 +13,7 @@ from optbench.tasks.base import LINE_CHARACTERS_MAX, open_lines
 
 __all__ = ["Pairs", "check_no_test_query", "pair_files", "read_pairs"]
 
-WANTED = 'a JSON object a line with "anchor" (or "query"), "positive" and, perhaps, "negative" (a text or a list of texts)'
+EXPECTED = 'one JSON object per line with "anchor" (or "query"), "positive" and, optionally, "negative" (a text or a list of texts)'
 
 
 @dataclass(frozen=True)
@@ -21,10 +21,9 @@ class Pairs:
     """One data set.
 
     Attributes:
-        name: of its file or folder.
-        rows: (anchor, positive); an anchor stands once for each of its positives.
-        negatives: by anchor, documents that a person judged not to answer it.
-        documents: what hard negatives are mined from, the positives among them.
+        rows: (anchor, positive), one for each positive of an anchor.
+        negatives: by anchor, documents that were judged not to answer it.
+        documents: what hard negatives are mined from, positives included.
     """
 
     name: str
@@ -33,38 +32,35 @@ class Pairs:
     documents: Sequence[str]
 
     def split(self, share: float, seed: int) -> tuple["Pairs", "Pairs"]:
-        """A part to train on, and a part of `share` of the anchors (one at least) that is held out."""
+        """A part to train on, and a held-out part with `share` of the anchors, at least one."""
         anchors = list(dict.fromkeys(anchor for anchor, _ in self.rows))
         random.Random(seed).shuffle(anchors)  # noqa: S311  # a draw, not a secret
         held_out = set(anchors[: max(1, int(share * len(anchors)))])
-        parts = [[row for row in self.rows if (row[0] in held_out) is wanted] for wanted in (False, True)]
+        parts = [[row for row in self.rows if (row[0] in held_out) is side] for side in (False, True)]
         return Pairs(self.name, parts[0], self.negatives, self.documents), Pairs(self.name, parts[1], self.negatives, self.documents)
 
 
 def pair_files(path: Path, split: str) -> dict[str, Path]:
-    """The files that `read_pairs` reads, by name; what is missing is left to it to say."""
+    """The files that `read_pairs` reads, by name; it reports those that are missing."""
     names = ("corpus.jsonl", "corpus.jsonl.gz", "queries.jsonl", "queries.jsonl.gz", f"qrels/{split}.tsv")
     files = [path / name for name in names] if path.is_dir() else [path]
     return {file.name: file for file in files if file.is_file()}
 
 
 def read_pairs(path: Path, split: str, positive_from: int) -> Pairs:
-    """Read a BEIR folder's judgments, or a file of triples.
+    """Read a BEIR folder's judgments in `qrels/<split>.tsv`, or a `.jsonl[.gz]` file of anchor, positive and optionally negatives.
 
-    Args:
-        path: a BEIR folder, or a `.jsonl[.gz]` file of anchor, positive and perhaps negatives.
-        split: whose judgments train: `qrels/<split>.tsv`.
-        positive_from: the lowest grade that answers a query; documents of grade 0 are negatives, those between neither.
+    `positive_from` is the lowest grade that answers a query; documents of grade 0 are negatives, those in between are neither.
 
     Raises:
-        TaskError: a folder that is not whole.
-        StepError: a line that is no triple, or a data set without positives.
+        TaskError: an incomplete folder.
+        StepError: a line that is not a triple, or a data set without positives.
     """
     pairs = _read_folder(path, split, positive_from) if path.is_dir() else _read_triples(path)
     if not pairs.rows:
-        raise StepError(f"{path}: has no positive, so there is nothing to learn; a document that answers its query is wanted for each")
+        raise StepError(f"{path}: has no positive, so there is nothing to learn; expected a document that answers each query")
     if len({anchor for anchor, _ in pairs.rows}) < 2:
-        raise StepError(f"{path}: has one query only; other queries' documents are what a query is told apart from: give more")
+        raise StepError(f"{path}: has only one query; each query is contrasted with the documents of others: give more queries")
     return pairs
 
 
@@ -87,7 +83,7 @@ def _read_triples(path: Path) -> Pairs:
         given = record.get("negative", [])
         given = [given] if isinstance(given, str) else given
         if not isinstance(given, list) or not all(isinstance(text, str) and text for text in (anchor, *given)):
-            raise StepError(f"{path}:{number}: found {json.dumps(record)[:80]}; {WANTED} is wanted")
+            raise StepError(f"{path}:{number}: found {json.dumps(record)[:80]}; expected {EXPECTED}")
         negatives.setdefault(str(anchor), []).extend(given)
         if positive:
             rows.append((str(anchor), str(positive)))
@@ -103,24 +99,20 @@ def _read_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 number += 1
                 record = json.loads(line) if line.strip() else {}
                 if not isinstance(record, dict):
-                    raise StepError(f"{path}:{number}: found {line[:80]!r}; {WANTED} is wanted")
+                    raise StepError(f"{path}:{number}: found {line[:80]!r}; expected {EXPECTED}")
                 if record:
                     yield number, record
-    except (OSError, EOFError, ValueError, RecursionError) as error:  # zlib's own error is a child of none: gzip wraps it
-        raise StepError(f"{path}:{number + 1}: cannot be read: {error}; {WANTED} is wanted") from error
+    except (OSError, EOFError, ValueError, RecursionError) as error:  # gzip wraps zlib's own error
+        raise StepError(f"{path}:{number + 1}: cannot be read: {error}; expected {EXPECTED}") from error
 
 
 def check_no_test_query(pairs: Pairs, judged: JudgedTexts) -> None:
-    """Refuse what a task asks, as an anchor or as a positive; documents of one corpus may serve training and test.
-
-    Raises:
-        StepError: names the first.
-    """
+    """Refuse a task's query as an anchor or a positive; documents of one corpus may serve training and test."""
     for row in pairs.rows:
         for text in row:
             task = judged.find_query(text)
             if task is not None:
                 raise StepError(
-                    f"{pairs.name}: trains on {text[:120]!r}, which the test of {task} asks, so its figures would mean nothing: split the "
+                    f"{pairs.name}: trains on {text[:120]!r}, a query of the test of {task}, so its results would mean nothing: split the "
                     "data by query, and name the part that is not tested"
                 )

@@ -1,4 +1,4 @@
-"""Texts to train or calibrate on: read from files, kept apart from what the tasks test, and looked at before hours are spent on them."""
+"""Texts to train or calibrate on: read from files, kept apart from the tasks' test texts, and checked before hours of work on them."""
 
 import random
 from collections.abc import Sequence
@@ -9,8 +9,7 @@ from pydantic import Field
 
 from optbench.errors import StepError
 from optbench.model.checkpoint import Prompts, read_prompts
-from optbench.model.tokenizer import load_tokenizer
-from optbench.steps.base import StepContext
+from optbench.steps.base import CalibrationTexts, EvaluationTexts, RecipeFiles, StepContext
 from optbench.tasks import Beir, JudgedTexts, judged_texts
 from optbench.tasks.corpus import find_corpus, read_corpus
 
@@ -23,8 +22,8 @@ TextPaths = Annotated[
     tuple[Path, ...],
     Field(
         description=(
-            "More texts: .txt (a text a line), .jsonl (text, perhaps title), either perhaps .gz, or a BEIR folder, of which its test's "
-            "texts are left out; relative to the recipe."
+            "More texts: .txt (one per line), .jsonl (text, optionally title), either optionally .gz, or a BEIR folder, without its test's "
+            "texts; paths relative to the recipe."
         )
     ),
 ]
@@ -33,16 +32,12 @@ TextPaths = Annotated[
 UNKNOWN_SHARE_MAX = 0.2
 # The 135 queries of Chorus have one to three words.
 EXCERPT_WORDS_MAX = 4
-# So many texts settle a share to a few percent.
-LOOKED_AT = 2000
+# Enough to estimate a share to a few percent.
+CHECKED_TEXTS = 2000
 
 
 def text_files(path: Path) -> dict[str, Path]:
-    """The files that `read_texts` reads of a path, by name: one, or a BEIR folder's corpus with its queries and test judgments.
-
-    Raises:
-        TaskError: there is none, or it is of another kind.
-    """
+    """The files that `read_texts` reads for a path, by name: one, or a BEIR folder's corpus, queries and test judgments."""
     if not path.is_dir():
         return {path.name: find_corpus(path)}
     beside = [path / name for name in ("queries.jsonl", "queries.jsonl.gz", "qrels/test.tsv")]
@@ -50,79 +45,61 @@ def text_files(path: Path) -> dict[str, Path]:
 
 
 def files_of_texts(paths: Sequence[Path], folder: Path) -> dict[str, Path]:
-    """The files that a step with these texts reads, by path as the recipe has it and name; paths are relative to `folder`.
-
-    Raises:
-        TaskError: one is missing.
-    """
+    """The files that a step with these texts reads, by the recipe's path and the file's name; paths are relative to `folder`."""
     return {f"{path}: {name}": file for path in paths for name, file in text_files(folder / path).items()}
 
 
 def read_texts(path: Path, prompts: Prompts, count: int, seed: int) -> list[str]:
-    """Distinct texts of a corpus, with prompts in front.
+    """At most `count` distinct texts of a corpus, at random, with prompts in front.
 
-    Of a BEIR folder with a test, what the test neither asks nor judges. Where the prompts differ, half of the texts get the query's,
-    drawn with the seed: both sides are to be learnt.
-
-    Args:
-        path: a file or folder as `optbench.tasks.corpus` reads them.
-        prompts: put before queries and documents.
-        count: how many at most; drawn with `seed` where there are more.
-        seed: of the draws.
+    A BEIR folder with a test gives the texts that its test does not use. Where the prompts differ, a random half of the texts get the
+    query's, so that both sides are trained.
 
     Raises:
-        TaskError: nothing there, or it is not what it should be.
+        TaskError: the path does not exist or cannot be read.
         StepError: it holds no text.
     """
     if (path / "qrels" / "test.tsv").is_file():
         task = Beir.from_folder(path)
         spare, judged = task.calibration_texts(count, seed), judged_texts([task])
         sides = [(prompts.query, spare.queries), (prompts.document, spare.documents)]
-        # The task tells texts apart by case and spaces too; a product that is there twice is not spare for that.
+        # The task compares texts exactly; a variant of a test text in case or spaces is a test text too.
         return [prompt + text for prompt, texts in sides for text in texts if judged.find(text) is None]
     distinct = list(dict.fromkeys(read_corpus(path)))
     if not distinct:
-        raise StepError(f"{path}: holds no text; one text a line is wanted")
+        raise StepError(f"{path}: holds no text; expected one text per line")
     generator = random.Random(seed)  # noqa: S311  # a draw, not a secret
     drawn = generator.sample(distinct, min(count, len(distinct)))
     return [generator.choice((prompts.query, prompts.document)) + text for text in drawn]
 
 
 def gather_texts(paths: Sequence[Path], source: Path, context: StepContext, count: int, seed: int) -> list[str]:
-    """The calibration texts and those of `paths`, each once, with the prompts of the checkpoint `source` in front.
-
-    Args:
-        paths: as `read_texts` takes them, relative to the recipe.
-        source: the checkpoint that will read them.
-        context: of the step.
-        count: how many of each path at most.
-        seed: of the draws.
+    """The calibration texts and at most `count` of each path, each once, with the prompts of the checkpoint `source` in front.
 
     Raises:
-        TaskError: a path that is not what it should be.
-        StepError: a path without text, or a text of the test.
+        TaskError: a path does not exist or cannot be read.
+        StepError: a path without text, or a test text.
     """
     prompts = read_prompts(source)
-    found = [*context.calibration_texts]
+    found = [*context.need(CalibrationTexts)]
     for path in paths:
-        found += read_texts(context.folder / path, prompts, count, seed)
+        found += read_texts(context.need(RecipeFiles) / path, prompts, count, seed)
     texts = list(dict.fromkeys(text for text in found if text.strip()))
-    check_not_judged(texts, prompts, context.judged)
+    judged = context.get(EvaluationTexts)
+    if judged is not None:
+        check_not_judged(texts, prompts, judged)
     return texts
 
 
 def excerpts(texts: Sequence[str], prompts: Prompts, share: float, judged: JudgedTexts, seed: int) -> list[str]:
-    """Runs of one to four words of the texts, to stand in for queries, with the query's prompt in front.
+    """Distinct runs of one to four words of the texts, to stand in for queries, with the query's prompt in front.
 
     Args:
-        texts: with prompts in front, as `gather_texts` gives them.
+        texts: with prompts in front, from `gather_texts`.
         prompts: those prompts.
-        share: how many excerpts there are to a text, at most 1.
-        judged: what must not come out: many a query is a run of words of a title.
-        seed: of the draws.
-
-    Returns:
-        Distinct excerpts, none of them one of the texts; fewer than asked for where they coincide.
+        share: excerpts per text, at most 1; fewer result where they coincide with one another or with a text.
+        judged: texts that must not result: many queries are a run of words of a title.
+        seed: random seed.
     """
     generator = random.Random(seed)  # noqa: S311  # a draw, not a secret
     found: dict[str, None] = {}
@@ -142,37 +119,33 @@ def _without_prompt(text: str, prompts: Prompts) -> str:
 
 
 def check_not_judged(texts: Sequence[str], prompts: Prompts, judged: JudgedTexts) -> None:
-    """Refuse texts that a task asks or judges; equal up to case and white space.
-
-    Raises:
-        StepError: names the first.
-    """
+    """Refuse a task's queries and judged documents, compared without case and white space; names the first."""
     for text in texts:
         for prompt in dict.fromkeys(("", prompts.query, prompts.document)):
             task = judged.find(text[len(prompt) :]) if text.startswith(prompt) else None
             if task is not None:
-                raise StepError(f"the text {text[:120]!r} is in the test of {task}, so its figures would mean nothing; take it out")
+                raise StepError(f"the text {text[:120]!r} is in the test of {task}, so its results would mean nothing; remove it")
 
 
 def check_known(folder: Path, texts: Sequence[str]) -> float:
-    """The share of tokens that the model's vocabulary lacks, over some of the texts.
+    """The share of tokens that the model's vocabulary lacks, over a sample of the texts; refuses more than a fifth.
 
-    A vocabulary of bytes, or of every script, knows all: what is in another language than the model's is then not seen here.
-
-    Raises:
-        StepError: so large a share that the texts are in a script which the model cannot read.
+    A vocabulary of bytes, or of every script, lacks none: texts in a language that the model does not know are then not detected.
     """
+    from optbench.model.tokenizer import load_tokenizer
+
     tokenizer: Tokenizer = load_tokenizer(folder)
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
     unknown = next((vocabulary[piece] for piece in ("[UNK]", "<unk>") if piece in vocabulary), None)
-    step = max(1, len(texts) // LOOKED_AT)
+    step = max(1, len(texts) // CHECKED_TEXTS)
     rows = tokenizer.encode_batch_fast(list(texts[::step]), add_special_tokens=False)
     tokens = sum(sum(row.attention_mask) for row in rows)
     missing = sum(row.ids.count(unknown) for row in rows) if unknown is not None else 0
     share = missing / max(tokens, 1)
     if share > UNKNOWN_SHARE_MAX:
         raise StepError(
-            f"{100 * share:.0f} % of the tokens of the texts are not in the model's vocabulary (at most {100 * UNKNOWN_SHARE_MAX:.0f} % "
-            f"is wanted): they are in a language that this model cannot read; give texts in its languages. First: {texts[0][:80]!r}"
+            f"{100 * share:.0f} % of the tokens of the texts are not in the model's vocabulary (the limit is "
+            f"{100 * UNKNOWN_SHARE_MAX:.0f} %): they are in a language that this model cannot read; give texts in its languages. "
+            f"First: {texts[0][:80]!r}"
         )
     return share

@@ -199,7 +199,7 @@ class TestAttention:
         model = build(X, "y = Softmax<axis = -1>(x)")
         outcome = fuse("attention", model)
         assert outcome.refused[0].node == "/layer.0/self/y"
-        assert outcome.refused[0].reason == "its surroundings have another form than the pattern"
+        assert outcome.refused[0].reason == "the nodes around it do not have the form of the pattern"
 
 
 class TestPackedQkv:

@@ -10,7 +10,8 @@ import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
-from optbench.artifact.folder import Artifact, Kind, seal
+from optbench.artifact.folder import Artifact, seal
+from optbench.artifact.manifest import Kind
 from optbench.machine.cpu import read_machine
 from optbench.model.checkpoint import read_body
 from optbench.steps.base import StepContext

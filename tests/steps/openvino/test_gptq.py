@@ -13,6 +13,7 @@ from openvino import opset13
 
 from optbench.errors import StepError
 from optbench.steps.openvino.gptq import (
+    GptqSettings,
     RoundedWeight,
     collect_second_moments,
     factor_second_moments,
@@ -41,6 +42,12 @@ def two_layers(generator: np.random.Generator) -> ov.Model:
     hidden = opset13.relu(opset13.matmul(x, a, False, False, name="A"), name="hidden")
     second = opset13.matmul(hidden, b, False, False, name="B")
     return ov.Model([opset13.result(second), opset13.result(opset13.matmul(x, c, False, False, name="C"))], [x], "two")
+
+
+def dequantize(rounded: RoundedWeight) -> NDArray[np.float32]:
+    """The weights that the codes encode, (inputs, outputs)."""
+    group = len(rounded.codes) // len(rounded.scales)
+    return rounded.codes.astype(np.float32) * np.repeat(rounded.scales.astype(np.float32), group, axis=0)
 
 
 def infer(model: ov.Model, rows: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -77,7 +84,7 @@ def test_with_uncorrelated_channels_each_weight_is_within_half_a_step_or_clipped
     rounded = round_weight(weight, np.eye(32, dtype=np.float32), 16)
     steps = np.repeat(np.abs(rounded.scales.astype(np.float32)), 16, axis=0)
     clipped = (rounded.codes == -8) | (rounded.codes == 7)
-    error = np.abs(rounded.dequantize() - weight)
+    error = np.abs(dequantize(rounded) - weight)
     # One part in 1e6 for the division in float32.
     assert (error <= steps * (0.5 + 1e-6 * np.abs(rounded.codes) + 1e-6) + 1e-6)[~clipped].all()
 
@@ -109,7 +116,7 @@ def test_output_error_is_below_half_of_that_of_rounding_each_weight_alone() -> N
     weight = generator.standard_normal((INPUTS, OUTPUTS)).astype(np.float32)
     alone = round_weight(weight, np.eye(INPUTS, dtype=np.float32), GROUP)
     together = round_weight(weight, factor_second_moments(rows.T @ rows, 0.05), GROUP)
-    errors = [np.square(rows @ (rounded.dequantize() - weight)).sum() for rounded in (alone, together)]
+    errors = [np.square(rows @ (dequantize(rounded) - weight)).sum() for rounded in (alone, together)]
     # 64 channels that span 16 dimensions leave most of each error to be made up for; 0.5 is far from what is reached.
     assert errors[1] < 0.5 * errors[0]
 
@@ -123,7 +130,7 @@ def test_written_int4_layer_computes_with_the_weights_that_the_codes_stand_for()
     rounded = RoundedWeight(codes, scales)
     rows = correlated_rows(generator, 5)
     a = next(matmul.constant.data for matmul in find_weight_matmuls(model)[0] if matmul.module == "A")
-    expected = np.maximum(rows @ a, 0) @ rounded.dequantize()
+    expected = np.maximum(rows @ a, 0) @ dequantize(rounded)
     write_int4(matmul, rounded)
     # 64 products of order 1 each way, summed in another order in float32, and code * scale is rounded to float16 (2^-11).
     np.testing.assert_allclose(infer(model, rows), expected, atol=np.abs(expected).max() * 2**-10)
@@ -163,10 +170,8 @@ def test_graph_is_rounded_to_the_same_weights_on_one_thread_and_on_two() -> None
             model,
             matmuls,
             [{"x": rows}],  # type: ignore[dict-item]  # floats here, ids in a text encoder
-            group=GROUP,
-            damping=0.05,
-            threads=threads,
-            progress=shares.append,
+            GptqSettings(group=GROUP, damping=0.05, threads=threads),
+            shares.append,
         )
         assert shares[-1] == 1
         assert find_weight_matmuls(model)[0] == []
@@ -182,8 +187,6 @@ def test_moments_that_cannot_be_factored_name_the_module() -> None:
             model,
             find_weight_matmuls(model)[0],
             [{"x": rows}],  # type: ignore[dict-item]  # floats here, ids in a text encoder
-            group=GROUP,
-            damping=0.05,
-            threads=1,
-            progress=lambda share: None,
+            GptqSettings(group=GROUP, damping=0.05, threads=1),
+            lambda share: None,
         )

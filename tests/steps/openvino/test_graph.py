@@ -12,17 +12,18 @@ import pytest
 from numpy.typing import NDArray
 from openvino import opset13
 
-from optbench.artifact.folder import Artifact, Kind, hash_file, seal
+from optbench.artifact.folder import Artifact, hash_file, seal
+from optbench.artifact.manifest import Kind
 from optbench.errors import StepError
 from optbench.steps.openvino.graph import (
     constant_behind,
     find_weight_matmuls,
-    match_names,
     quiet_nncf,
     read_graph,
     save_graph,
     transpose_weights,
 )
+from optbench.steps.patterns import match_names
 
 INPUTS, OUTPUTS = 32, 48
 GENERATOR = np.random.default_rng(5)
@@ -198,7 +199,7 @@ def test_nncf_compresses_in_silence_without_torch_and_telemetry() -> None:
 import sys
 import numpy as np
 import optbench
-from optbench.steps.openvino_graph import quiet_nncf
+from optbench.steps.openvino.graph import quiet_nncf
 from openvino import opset13
 import openvino as ov
 x = opset13.parameter([-1, 64], ov.Type.f32)

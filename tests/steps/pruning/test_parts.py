@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from optbench.errors import StepError
-from optbench.model.checkpoint import Body
+from optbench.model.body import Body
 from optbench.steps.calibration.smoothing import smoothing_scale
 from optbench.steps.pruning.allocation import LayerOptions, Part, allocate
 from optbench.steps.pruning.latency import LayerTimes, fit_layer_times, probe_bodies
 from optbench.steps.pruning.refit import Normal
-from optbench.steps.pruning.removal import order_removals
-from optbench.steps.pruning.rounding import Rounding, foresee_rounding
+from optbench.steps.pruning.removal import LinearLayer, order_removals
+from optbench.steps.pruning.rounding import Rounding, predict_rounding
 
 LARGE = Body(architecture="BertModel", layers=24, hidden=1024, heads=16, feed_forward=4096, vocabulary=30522, positions=512)
 
@@ -41,7 +41,7 @@ def example(inputs: int, outputs: int, seed: int) -> tuple[torch.Tensor, torch.T
 @pytest.mark.parametrize(("unit", "step"), [(1, 1), (1, 5), (3, 1)])
 def test_error_of_a_removal_is_that_of_the_best_fit_without_the_inputs(unit: int, step: int) -> None:
     weight, moments, sensitivity = example(12, 5, 0)
-    curve = order_removals(weight, moments, sensitivity, unit=unit, step=step, damping=1e-9, where="here")
+    curve = order_removals(LinearLayer(weight, moments, sensitivity), unit=unit, step=step, damping=1e-9, where="here")
     kept = [unit * each + offset for each in curve.kept(2, 12 // unit) for offset in range(unit)]
     # float32 second moments of order 1 with a condition of some hundreds.
     assert curve.errors[2] == pytest.approx(least_squares_error(weight, moments, sensitivity, kept), rel=1e-3)
@@ -50,7 +50,7 @@ def test_error_of_a_removal_is_that_of_the_best_fit_without_the_inputs(unit: int
 
 def test_first_unit_to_go_is_the_cheapest_of_all() -> None:
     weight, moments, sensitivity = example(12, 5, 1)
-    curve = order_removals(weight, moments, sensitivity, unit=1, step=1, damping=1e-9, where="here")
+    curve = order_removals(LinearLayer(weight, moments, sensitivity), unit=1, step=1, damping=1e-9, where="here")
     errors = [least_squares_error(weight, moments, sensitivity, [i for i in range(12) if i != gone]) for gone in range(12)]
     assert curve.order[0] == int(np.argmin(errors))
 
@@ -59,7 +59,7 @@ def test_of_two_inputs_that_are_copies_only_one_goes_for_nothing() -> None:
     weight, _, sensitivity = example(8, 5, 2)
     x = torch.randn(400, 8, generator=torch.Generator().manual_seed(3))
     x[:, 5] = x[:, 2]
-    curve = order_removals(weight, x.T @ x / 400, sensitivity, unit=1, step=2, damping=1e-6, where="here")
+    curve = order_removals(LinearLayer(weight, x.T @ x / 400, sensitivity), unit=1, step=2, damping=1e-6, where="here")
     # In a step of two, one of the copies goes free, and then the other is as dear as any.
     assert curve.order[0] in (2, 5)
     assert not {2, 5} <= set(curve.order[:2])
@@ -67,7 +67,9 @@ def test_of_two_inputs_that_are_copies_only_one_goes_for_nothing() -> None:
 
 def test_neurons_chosen_in_blocks_cost_little_more_than_one_by_one() -> None:
     weight, moments, sensitivity = example(24, 6, 4)
-    single, block = (order_removals(weight, moments, sensitivity, unit=1, step=step, damping=0.01, where="here") for step in (1, 4))
+    single, block = (
+        order_removals(LinearLayer(weight, moments, sensitivity), unit=1, step=step, damping=0.01, where="here") for step in (1, 4)
+    )
     assert block.errors[2] == pytest.approx(single.errors[8], rel=0.05)
 
 
@@ -89,7 +91,7 @@ def test_rounding_error_is_what_rounding_does() -> None:
     weight, x, g = (torch.randn(rows, columns, generator=generator) for rows, columns in ((64, 48), (4000, 48), (200, 64)))
     x[:, 7] *= 5.0  # an outlier, as transformers have
     moments, sensitivity = x.T @ x / len(x), g.T @ g / len(g)
-    found = foresee_rounding(weight, x.abs().amax(0), moments, sensitivity)
+    found = predict_rounding(weight, x.abs().amax(0), moments, sensitivity)
     norms = torch.einsum("oj,op,pj->j", weight, sensitivity, weight)
     # Rounding errors are uniform and independent, and there are enough of them, up to a few percent.
     assert float((found.by_weight * norms + found.fixed).sum()) == pytest.approx(int8_error(weight, x, g), rel=0.05)
@@ -98,13 +100,12 @@ def test_rounding_error_is_what_rounding_does() -> None:
 @pytest.mark.parametrize("unit", [1, 4])
 def test_unit_whose_rounding_costs_more_than_its_loss_goes_first_and_errors_count_what_it_saves(unit: int) -> None:
     weight, moments, sensitivity = example(12, 5, 7)
-    plain = order_removals(weight, moments, sensitivity, unit=unit, step=1, damping=1e-9, where="here")
+    plain = order_removals(LinearLayer(weight, moments, sensitivity), unit=unit, step=1, damping=1e-9, where="here")
     dear = next(index for index in range(12 // unit) if index != plain.order[0])
     fixed = torch.zeros(12)
     fixed[dear * unit] = 1e4
-    curve = order_removals(
-        weight, moments, sensitivity, unit=unit, step=1, damping=1e-9, where="here", rounding=Rounding(torch.zeros(12), fixed)
-    )
+    layer = LinearLayer(weight, moments, sensitivity, Rounding(torch.zeros(12), fixed))
+    curve = order_removals(layer, unit=unit, step=1, damping=1e-9, where="here")
     kept = [index for index in range(12) if index // unit != dear]
     assert curve.order[0] == dear
     assert curve.errors[1] == pytest.approx(least_squares_error(weight, moments, sensitivity, kept) - 1e4, rel=1e-3)
@@ -114,7 +115,7 @@ def test_moments_that_are_not_finite_are_an_error() -> None:
     weight, moments, sensitivity = example(6, 4, 5)
     moments[2, 3] = moments[3, 2] = torch.nan
     with pytest.raises(StepError, match=r"layer 3: the second moments of 6 inputs cannot be factored"):
-        order_removals(weight, moments, sensitivity, unit=1, step=1, damping=0.01, where="layer 3")
+        order_removals(LinearLayer(weight, moments, sensitivity), unit=1, step=1, damping=0.01, where="layer 3")
 
 
 parts = st.lists(st.tuples(st.integers(0, 20), st.integers(0, 50)), min_size=1, max_size=3).map(
@@ -182,7 +183,7 @@ def test_refit_leaves_weights_alone_whose_input_never_moves() -> None:
 def test_refit_on_a_nan_is_an_error() -> None:
     normal = Normal(3, 2)
     normal.add(torch.full((4, 3), torch.nan), torch.zeros(4, 2), torch.ones(4))
-    with pytest.raises(StepError, match="layer 1: its activations are not finite, or all alike"):
+    with pytest.raises(StepError, match="layer 1: its activations are not finite, or all equal"):
         normal.solve_into([torch.nn.Linear(3, 2)], 0.01, "layer 1")
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from optbench.artifact.folder import Artifact, Kind, seal
+from optbench.artifact.folder import Artifact, seal
+from optbench.artifact.manifest import Kind
 from tests.conftest import WORDS
 
 

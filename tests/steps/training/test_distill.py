@@ -1,40 +1,46 @@
-"""distill: nearer to its base, the same each time, going on where it was killed, and refusing what would mean nothing."""
+"""distill: nearer to its base, the same each time, resuming after a kill, and refusing data that would mean nothing."""
 
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import pytest
-from filelock import FileLock
 from numpy.typing import NDArray
 
-from optbench.artifact.folder import Artifact, Kind, open_artifact
+from optbench.artifact.folder import Artifact, open_artifact
+from optbench.artifact.manifest import Kind
 from optbench.engines.torch import Torch
-from optbench.errors import MachineError, StepError
+from optbench.errors import MissingExtraError, StepError
 from optbench.machine.cpu import read_machine
-from optbench.measure.fidelity import Fidelity
 from optbench.model.checkpoint import Prompts
 from optbench.model.tokenizer import encode_batch, load_tokenizer
 from optbench.model.torch_model import encoder_layers
-from optbench.recipe.load import load_recipe
-from optbench.run.make import make_stage, serve_step
-from optbench.run.measure import judged_fidelity
-from optbench.run.plan import Cache, step_key
-from optbench.steps.base import StepContext, StepReport
+from optbench.steps.base import BaseCheckpoint, CalibrationTexts, EvaluationTexts, Input, ResumeFolder, StepContext, StepReport
 from optbench.steps.distill import Distill, _warnings
-from optbench.steps.export_onnx import ExportOnnx
-from optbench.steps.training.distillation import _relation_distance, default_batch, default_learning_rate, distillation_loss, map_layers
+from optbench.steps.training.distillation import (
+    LossWeights,
+    Teacher,
+    _relation_distance,
+    default_batch,
+    default_learning_rate,
+    distillation_loss,
+    map_layers,
+)
 from optbench.steps.training.model import PRIMITIVE_CACHE, PRIMITIVES_KEPT, build_trainable, torch_body, use_bf16
 from optbench.steps.training.trainer import Trained
 from optbench.tasks import JudgedTexts
-from tests.conftest import RECIPES
 from tests.steps.training.conftest import draw_texts
 
 # fp32, so that the figures are the same on a CPU with bf16 and on one without.
 STEP = Distill(batch=8, learning_rate=1e-3, epochs=2, evaluations=3, precision="fp32", excerpts=0)
+
+
+def inputs(base: Artifact, texts: list[str], judged: JudgedTexts | None = None, folder: Path | None = None) -> dict[type[Input[Any]], Any]:
+    values: dict[type[Input[Any]], Any] = {CalibrationTexts: texts, BaseCheckpoint: base, EvaluationTexts: judged or JudgedTexts()}
+    return values if folder is None else {**values, ResumeFolder: folder}
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,11 @@ def make_out(tmp_path: Path) -> Callable[[str], Path]:
 def run(base: Artifact, student: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = tmp_path_factory.mktemp("distill")
     (folder / "out").mkdir()
-    context = StepContext(scratch=folder, machine=read_machine(), calibration_texts=draw_texts(120), base=base)
+    context = StepContext(
+        scratch=folder,
+        machine=read_machine(),
+        values=inputs(base, draw_texts(120)),
+    )
     return Run(base, student, folder / "out", STEP.run(student, folder / "out", context))
 
 
@@ -109,11 +119,11 @@ def test_report_says_what_was_done(run: Run) -> None:
     assert run.report.warnings == ()
 
 
-def test_run_that_was_killed_goes_on_and_ends_as_the_unbroken_one(
+def test_killed_run_resumes_and_ends_as_the_unbroken_one(
     run: Run, make_out: Callable[[str], Path], make_context: Callable[..., StepContext], no_trace: Path
 ) -> None:
     unfinished = make_out("unfinished")
-    context = make_context(calibration_texts=draw_texts(120), base=run.base, unfinished=unfinished)
+    context = make_context(values=inputs(run.base, draw_texts(120), folder=unfinished))
 
     def kill(message: str, share: float | None) -> None:
         if message.startswith("step 22 "):
@@ -135,7 +145,7 @@ def test_run_that_was_killed_goes_on_and_ends_as_the_unbroken_one(
 def test_cached_vectors_relations_excerpts_and_the_clock(
     run: Run, make_out: Callable[[str], Path], make_context: Callable[..., StepContext]
 ) -> None:
-    context = make_context(calibration_texts=draw_texts(120), base=run.base)
+    context = make_context(values=inputs(run.base, draw_texts(120)))
     step = STEP.model_copy(update={"epochs": 1, "evaluations": 2})
     plain: Any = step.model_copy(update={"hidden_weight": 0.0}).run(run.student, make_out("vectors"), context)
     assert (context.scratch / "teacher.npy").is_file()
@@ -174,7 +184,7 @@ def test_teacher_computes_in_what_it_is_told(base: Artifact, student: Artifact, 
     seen: list[Any] = []
     encoder_layers(torch_body(teacher))[0].up.register_forward_hook(lambda module, given, output: seen.append(output.dtype))
     no_vectors = np.empty((0, 32), np.float32)
-    loss = distillation_loss(trained, teacher, ["red shoe"], no_vectors, (0, 1), (1.0, 1.0, 0.0), bf16)
+    loss = distillation_loss(trained, Teacher(teacher, ["red shoe"], no_vectors, (0, 1), bf16), LossWeights(1.0, 1.0, 0.0))
     loss([trained.preprocess(["red shoe"])], torch.tensor([0]))
     assert seen == [torch.bfloat16 if bf16 else torch.float32]
 
@@ -194,7 +204,7 @@ def test_no_excerpt_of_what_is_trained_on_is_held_out_too() -> None:
 def test_source_is_kept_where_nothing_was_better(
     run: Run, make_out: Callable[[str], Path], make_context: Callable[..., StepContext]
 ) -> None:
-    context = make_context(calibration_texts=draw_texts(100), base=run.base)
+    context = make_context(values=inputs(run.base, draw_texts(100)))
     wild = STEP.model_copy(update={"learning_rate": 0.5, "epochs": 1, "patience": 1})
     report = wild.run(run.base, make_out("out"), context)
     assert report.facts["best_step"] == 0
@@ -222,7 +232,7 @@ def test_loss_that_is_no_number_stops_the_step(
     base: Artifact, make_student: Callable[..., Artifact], make_out: Callable[[str], Path], make_context: Callable[..., StepContext]
 ) -> None:
     out = make_out("out")
-    context = make_context(calibration_texts=draw_texts(100), base=base)
+    context = make_context(values=inputs(base, draw_texts(100)))
     with pytest.raises(StepError, match=r"the loss became nan at step 1; lower learning_rate \(0\.001\)"):
         STEP.run(make_student(base, noise=float("nan")), out, context)
     assert list(out.iterdir()) == []
@@ -231,7 +241,7 @@ def test_loss_that_is_no_number_stops_the_step(
 @pytest.mark.parametrize(
     ("texts", "judged", "said"),
     [
-        ([], JudgedTexts(), "0 texts to distill on, at least 16 are wanted"),
+        ([], JudgedTexts(), "0 texts to distill on, expected at least 16"),
         ([*draw_texts(50), "Oak  lamp"], JudgedTexts(queries={"oak lamp": "retail"}), "'Oak  lamp' is in the test of retail"),
         ([f"รองเท้า {number}" for number in range(30)], JudgedTexts(), "not in the model's vocabulary"),
     ],
@@ -246,20 +256,20 @@ def test_texts_that_would_mean_nothing_are_refused(
     said: str,
 ) -> None:
     with pytest.raises(StepError, match=said):
-        STEP.run(student, tmp_path, make_context(calibration_texts=texts, base=base, judged=judged))
+        STEP.run(student, tmp_path, make_context(values=inputs(base, texts, judged=judged)))
 
 
 def test_base_is_needed(student: Artifact, make_context: Callable[..., StepContext], tmp_path: Path) -> None:
-    with pytest.raises(StepError, match="needs the recipe's base"):
-        STEP.run(student, tmp_path, make_context(calibration_texts=draw_texts(50)))
+    with pytest.raises(StepError, match="needs BaseCheckpoint"):
+        STEP.run(student, tmp_path, make_context(values={CalibrationTexts: draw_texts(50), EvaluationTexts: JudgedTexts()}))
 
 
 def test_missing_extra_is_named(
     base: Artifact, student: Artifact, make_context: Callable[..., StepContext], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(StepError, match=r"training needs sentence_transformers, accelerate, datasets: pip install 'optbench\[train\]'"):
-        STEP.run(student, tmp_path, make_context(calibration_texts=draw_texts(50), base=base))
+    monkeypatch.setattr("optbench.machine.extras.find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match=r"training needs .*sentence_transformers.*pip install 'optbench\[train\]'"):
+        STEP.run(student, tmp_path, make_context(values=inputs(base, draw_texts(50))))
 
 
 def test_bf16_is_refused_on_a_cpu_that_would_emulate_it() -> None:
@@ -292,7 +302,11 @@ def test_rate_and_batch_that_are_left_out_are_on_record(
     run: Run, make_out: Callable[[str], Path], make_context: Callable[..., StepContext]
 ) -> None:
     step = STEP.model_copy(update={"learning_rate": None, "batch": None, "epochs": 1})
-    report = step.run(run.student, make_out("out"), make_context(calibration_texts=draw_texts(50), base=run.base))
+    report = step.run(
+        run.student,
+        make_out("out"),
+        make_context(values=inputs(run.base, draw_texts(50))),
+    )
     assert (report.facts["learning_rate"], report.facts["batch"]) == (8e-4, 64)
     assert (run.report.facts["learning_rate"], run.report.facts["batch"]) == (1e-3, 8)
 
@@ -304,77 +318,5 @@ def test_layers_answer_to_evenly_spread_ones_of_the_base(student: int, teacher: 
 
 @pytest.mark.parametrize("wanted", [(0,), (1, 0), (0, 3)])
 def test_layer_map_that_does_not_fit_is_refused(wanted: tuple[int, ...]) -> None:
-    with pytest.raises(StepError, match="2 ascending layers from 0 to 2 are wanted"):
+    with pytest.raises(StepError, match="expected 2 ascending layers from 0 to 2"):
         map_layers(2, 3, wanted)
-
-
-def test_key_holds_the_base_the_judged_texts_and_the_files(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("red shoe")
-    step, machine = Distill(texts=(Path("a.txt"),)), read_machine()
-
-    def key(base: str, judged: str) -> str:
-        return step_key(step, "s", machine, [], {}, tmp_path, base_sha256=base, judged_sha256=judged)
-
-    keys = {key("a", "a"), key("b", "a"), key("a", "b")}
-    (tmp_path / "a.txt").write_text("blue shoe")
-    assert len({*keys, key("a", "a")}) == 4
-
-
-def test_floor_of_a_recipe_holds_against_what_the_step_is_to_come_near() -> None:
-    near, far = (Fidelity(mean=mean, p01=mean, minimum=mean, worst=0, n_texts=2) for mean in (0.9, 0.5))
-    assert judged_fidelity(Distill(), to_source=far, to_base=near) == (near, "the base")
-    assert judged_fidelity(ExportOnnx(), to_source=far, to_base=near) == (far, "the step's source")
-
-
-class Killing:
-    """A listener that ends the run at a given step, as Ctrl-C would."""
-
-    def __init__(self, at: str) -> None:
-        self.at = at
-
-    def begin(self, label: str) -> None:
-        """A stage begins."""
-
-    def update(self, message: str, share: float | None) -> None:
-        if message.startswith(self.at):
-            raise KeyboardInterrupt
-
-    def end(self, outcome: str) -> None:
-        """It ended."""
-
-
-class InThisProcess:
-    """A worker that serves here: what is looked at is what the stage keeps, and a process would import torch once more."""
-
-    def __init__(self, target: str, payload: dict[str, Any]) -> None:
-        self.payload = payload
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Nothing to end."""
-
-    def request(self, message: dict[str, Any], on_progress: Any) -> Any:
-        served = serve_step(self.payload, on_progress)
-        next(served)
-        return served.send(message)
-
-
-def test_stage_that_was_killed_goes_on_from_the_cache(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("optbench.run.make.Worker", InThisProcess)
-    recipe, cache = load_recipe(RECIPES / "minilm-l6.yaml"), Cache(tmp_path)
-
-    def stage(at: str) -> Any:
-        texts = draw_texts(120)
-        return make_stage(STEP, "0 distill", run.student, recipe, cache, Killing(at), calibration=texts, force=False, base=run.base)
-
-    with pytest.raises(KeyboardInterrupt):
-        stage("step 22 ")
-    (kept,) = cache.unfinished.iterdir()
-    with FileLock(kept / ".lock"), pytest.raises(MachineError, match="0 distill: another run is making this very result"):
-        stage("never")
-    made = stage("never")
-    assert made.made.report.facts["resumed_from"] == 20
-    assert list(cache.unfinished.iterdir()) == []
-    assert list(cache.staging.iterdir()) == []

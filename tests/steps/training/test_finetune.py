@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from optbench.artifact.folder import Artifact, Kind, open_artifact
+from optbench.artifact.folder import Artifact, open_artifact
+from optbench.artifact.manifest import Kind
 from optbench.engines.torch import Torch
 from optbench.errors import StepError
 from optbench.model.tokenizer import encode_batch, load_tokenizer
-from optbench.steps.base import StepContext
+from optbench.steps.base import EvaluationTexts, RecipeFiles, ResumeFolder, StepContext
 from optbench.steps.finetune import Finetune
 from optbench.steps.training.fake_quantization import fake_quantized
 from optbench.steps.training.pairs import Pairs, check_no_test_query, read_pairs
@@ -73,7 +74,7 @@ def test_queries_that_were_not_seen_are_answered_better(
     source, out = make_checkpoint(prompt="running "), tmp_path / "out"
     out.mkdir()
     step = Finetune(data=(Path("shop"),), epochs=6, hard_epochs=2, **OPTIONS)
-    context = make_context(folder=shop.parent, judged=judged_texts([Beir(path=shop)]))
+    context = make_context(values={RecipeFiles: shop.parent, EvaluationTexts: judged_texts([Beir(path=shop)])})
     report = step.run(source, out, context)
     facts: dict[str, Any] = dict(report.facts)
     assert facts["trained_pairs"] == {"0 shop": 108}
@@ -90,12 +91,13 @@ def test_run_that_was_killed_in_its_second_stage_ends_as_the_unbroken_one(
     make_checkpoint: Callable[..., Artifact], make_context: Callable[..., StepContext], shop: Path, tmp_path: Path
 ) -> None:
     step = Finetune(data=(Path("shop"),), epochs=3, hard_epochs=8, quantization_aware=True, **OPTIONS)
-    context = make_context(folder=shop.parent)
+    context = make_context(values={RecipeFiles: shop.parent, EvaluationTexts: JudgedTexts()})
     outs = [tmp_path / name for name in ("whole", "killed", "again", "unfinished", "scratch2")]
     for folder in outs:
         folder.mkdir()
     whole, killed, again, unfinished, scratch = outs
     report = step.run(make_checkpoint(), whole, replace(context, scratch=scratch))
+    context = replace(context, values={**context.values, ResumeFolder: unfinished})
     assert report.facts["fake_quantized_layers"] == 12  # of two layers: query, key, value, two outputs, one intermediate
     stages: list[str] = []
 
@@ -106,9 +108,9 @@ def test_run_that_was_killed_in_its_second_stage_ends_as_the_unbroken_one(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        step.run(make_checkpoint(), killed, replace(context, progress=kill, unfinished=unfinished))
+        step.run(make_checkpoint(), killed, replace(context, progress=kill))
     assert list(killed.iterdir()) == []
-    resumed: Any = step.run(make_checkpoint(), again, replace(context, unfinished=unfinished)).facts
+    resumed: Any = step.run(make_checkpoint(), again, context).facts
     assert resumed["hard"]["resumed_from"] > 0
     assert (again / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
 
@@ -167,7 +169,7 @@ def test_split_keeps_all_positives_of_a_query_on_one_side() -> None:
     [
         ("", "has no positive"),
         ('{"anchor": "a", "negative": "n"}\n', "has no positive, so there is nothing to learn"),
-        ('{"anchor": "a", "positive": "p"}\n', "has one query only"),
+        ('{"anchor": "a", "positive": "p"}\n', "has only one query"),
         ('{"positive": "p"}\n', r"t\.jsonl:1: found .*\"anchor\""),
         ('{"anchor": "a", "positive": "p", "negative": 3}\n', r"t\.jsonl:1: found"),
         ("{\n", r"t\.jsonl:2: cannot be read|t\.jsonl:1"),
@@ -183,15 +185,15 @@ def test_training_on_a_test_query_is_refused(
     make_checkpoint: Callable[..., Artifact], make_context: Callable[..., StepContext], shop: Path, tmp_path: Path
 ) -> None:
     step = Finetune(data=(Path("shop"),), split="test", **OPTIONS)
-    context = make_context(folder=shop.parent, judged=judged_texts([Beir(path=shop)]))
-    with pytest.raises(StepError, match=r"shop: trains on .* which the test of beir:shop asks.*split the data by query"):
+    context = make_context(values={RecipeFiles: shop.parent, EvaluationTexts: judged_texts([Beir(path=shop)])})
+    with pytest.raises(StepError, match=r"shop: trains on .*, a query of the test of beir:shop.*split the data by query"):
         step.run(make_checkpoint(), tmp_path, context)
 
 
 def test_documents_of_one_corpus_may_serve_training_and_test() -> None:
     judged = JudgedTexts(queries={"shoes": "t"}, documents={"red shoe": "t"})
     check_no_test_query(Pairs("x", [("boots", "red shoe")], {}, []), judged)
-    with pytest.raises(StepError, match="'Shoes', which the test of t asks"):
+    with pytest.raises(StepError, match="'Shoes', a query of the test of t"):
         check_no_test_query(Pairs("x", [("boots", "Shoes")], {}, []), judged)
 
 

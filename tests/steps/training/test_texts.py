@@ -80,7 +80,7 @@ def test_excerpts_are_as_many_as_asked_for_and_the_same_for_the_same_seed() -> N
 
 @pytest.mark.parametrize("text", ["query:   Shoes", "passage: red  shoe", "RED shoe"])
 def test_judged_text_is_refused_whatever_its_case_spaces_and_prompt(shop: Path, text: str) -> None:
-    with pytest.raises(StepError, match=r"is in the test of beir:shop.*take it out"):
+    with pytest.raises(StepError, match=r"is in the test of beir:shop.*remove it"):
         check_not_judged(["oak desk", text], PROMPTS, judged_texts([Beir.from_folder(shop)]))
 
 

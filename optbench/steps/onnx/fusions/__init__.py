@@ -1,4 +1,8 @@
-"""Fusions: named rewrites of an ONNX graph, one file each, that `fuse_graph` applies and prices."""
+"""Fusions: named rewrites of an ONNX graph, one file each, which `fuse_graph` applies and times.
+
+In: a graph, and the body it computes. Out: the graph with groups of operators replaced by one each, the number of places rewritten,
+and a reason for each place left alone.
+"""
 
 from collections.abc import Mapping
 
@@ -14,4 +18,4 @@ __all__ = ["FUSIONS", "Fusion", "Outcome"]
 FUSIONS: Mapping[str, Fusion] = {
     fusion.name: fusion for fusion in (Attention(), PackedQkv(), BiasGelu(), SkipLayerNorm(), EmbedLayerNorm())
 }
-"""Every fusion, by the name a recipe calls it."""
+"""Every fusion by its name in a recipe."""

@@ -1,9 +1,7 @@
 """Self-attention as ONNX Runtime's one operator."""
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from optbench.model.checkpoint import Body
 from optbench.steps.onnx.fusions.base import CONTRIB, Fusion, Refused, Rule
 from optbench.steps.onnx.fusions.self_attention import SelfAttentionRule, constant_scalar, read_projections
 
@@ -13,36 +11,6 @@ if TYPE_CHECKING:
 __all__ = ["Attention"]
 
 
-class Attention(Fusion):
-    """Three projections and their attention to `com.microsoft.Attention`, with one (hidden, 3 * width) weight.
-
-    Why this operator: ONNX Runtime's CPU kernel of `MultiHeadAttention` does not take packed QKV ("Packed QKV of shape
-    (B, L, N, 3, H) not implemented for CPU", 1.32), so it needs three products, or one product and a Split that copies the
-    result. `Attention` takes the packed weight itself, packs it per head at load and writes each head where the scores read
-    it: no Reshape, Transpose or Split is left. (`MultiHeadAttention`'s flash kernel is no option: it runs without a mask only.)
-    ONNX Runtime finds no attention by itself in the exporter's graph. A 24-layer fp32 body takes 0.93 to 1.00 of the time with it
-    (16 and 128 tokens, Zen 5), and the three forms of `MultiHeadAttention` are within 1 % of it.
-
-    Rewrite cases:
-        1. The mask is `Where(Cast(Unsqueeze(attention_mask)), 0, low)`: `attention_mask` itself becomes the operator's raw
-           mask, `low` its `mask_filter_value`. Any pattern of zeros is right: left, right, or in the middle.
-        2. Any other additive mask of full size, (batch or 1, heads or 1, tokens, tokens): it becomes `attention_bias`.
-
-    The projections then are inside the operator, where only ONNX Runtime's own QAttention quantizes them.
-    """
-
-    name: ClassVar[str] = "attention"
-    anchor: ClassVar[str] = "Softmax"
-
-    def expected(self, body: Body) -> int:
-        """One a layer."""
-        return body.layers
-
-    def rules(self) -> Sequence[Rule]:
-        """One rule for both cases."""
-        return [_AttentionRule()]
-
-
 class _AttentionRule(SelfAttentionRule):
     def check(self, **bindings: Any) -> None:
         super().check(**bindings)
@@ -50,22 +18,41 @@ class _AttentionRule(SelfAttentionRule):
             _check_bias(bindings["mask"], bindings["scores"])
 
     def rewrite(self, op: Any, **bindings: Any) -> Any:
+        import onnx_ir as ir
+
         projections = read_projections(**bindings)
         weight, bias = projections.pack(op)
         options: dict[str, Any] = {"num_heads": projections.heads, "scale": constant_scalar(bindings["scale"], "the scale of the scores")}
         raw = _read_raw_mask(bindings["mask"])
         if raw is None:  # case 2
             return op.Attention(projections.source, weight, bias, None, None, bindings["mask"], _domain=CONTRIB, **options)
-        # Case 1. The operator reads int32; the equal casts of the layers are merged afterwards.
+        # Case 1. The operator reads int32; the layers' identical casts are merged afterwards.
         attention_mask, low = raw
-        mask_index = op.Cast(attention_mask, to=_int32())
+        mask_index = op.Cast(attention_mask, to=int(ir.DataType.INT32))
         return op.Attention(projections.source, weight, bias, mask_index, _domain=CONTRIB, mask_filter_value=low, **options)
 
 
-def _int32() -> int:
-    import onnx_ir as ir
+class Attention(Fusion):
+    """Three projections and their attention to `com.microsoft.Attention`, with one (hidden, 3 * width) weight.
 
-    return int(ir.DataType.INT32)
+    Why this operator: ONNX Runtime's CPU kernel of `MultiHeadAttention` does not take packed QKV ("Packed QKV of shape
+    (B, L, N, 3, H) not implemented for CPU", 1.32), so it needs three products, or one product and a Split that copies the
+    result. `Attention` takes the packed weight, repacks it per head at load and writes each head where the scores read it:
+    no Reshape, Transpose or Split remains. (`MultiHeadAttention`'s flash kernel runs only without a mask.) ONNX Runtime does not
+    recognize attention in the exporter's graph. A 24-layer fp32 body takes 0.93 to 1.00 of the time with it (16 and 128 tokens,
+    Zen 5), and the three forms of `MultiHeadAttention` are within 1 % of it.
+
+    Rewrite cases:
+        1. The mask is `Where(Cast(Unsqueeze(attention_mask)), 0, low)`: `attention_mask` itself becomes the operator's raw
+           mask, `low` its `mask_filter_value`. Padding may be on the left, on the right or in the middle.
+        2. Any other additive mask of full size, (batch or 1, heads or 1, tokens, tokens): it becomes `attention_bias`.
+
+    The projections are then inside the operator, where only ONNX Runtime's own QAttention can quantize them.
+    """
+
+    name: ClassVar[str] = "attention"
+    anchor: ClassVar[str] = "Softmax"
+    rules: ClassVar[tuple[Rule, ...]] = (_AttentionRule(),)
 
 
 def _read_raw_mask(mask: "ir.Value") -> "tuple[ir.Value, float] | None":
@@ -101,7 +88,7 @@ def _read_raw_mask(mask: "ir.Value") -> "tuple[ir.Value, float] | None":
 
 
 def _check_bias(mask: "ir.Value", scores: "ir.Value") -> None:
-    """The operator broadcasts attention_bias over batch and heads, and over nothing else."""
+    """Refuse a mask that the operator could not broadcast: attention_bias broadcasts over batch and heads only."""
     if scores.shape is None or mask.shape is None or len(mask.shape) != 4:
         raise Refused("the shape of the mask, or of the scores, is not known", mask)
     batch, heads, *square = scores.shape

@@ -1,6 +1,6 @@
-"""What a fusion is: rules that look for a pattern, refuse with a reason or rewrite, and an account of every place they left alone.
+"""What a fusion is: rules that match a pattern and rewrite it or refuse with a reason, and a report of every place left alone.
 
-The matching and rewriting is onnxscript's rewriter. Rules here are plain classes with its three methods (`pattern`, `check`,
+onnxscript's rewriter does the matching and rewriting. Rules here are plain classes with its three methods (`pattern`, `check`,
 `rewrite`), so that importing them loads nothing heavy.
 """
 
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from optbench.model.checkpoint import Body
+from optbench.model.body import Body
 from optbench.steps.base import Refusal
 
 if TYPE_CHECKING:
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 __all__ = ["CONTRIB", "Fusion", "Outcome", "Refused", "Rule", "constant_shape", "epsilon_of", "module_path"]
 
 CONTRIB = "com.microsoft"
-"""The operator domain that only ONNX Runtime implements."""
+"""The domain of the operators that only ONNX Runtime implements."""
 
 
 class Refused(Exception):  # noqa: N818  # a verdict on a place in the graph, not an error
-    """Raised by a check: this place has the pattern, and must be left alone all the same."""
+    """Raised by a check: the pattern matches here, but the place must be left alone."""
 
     def __init__(self, reason: str, *found: "ir.Node | ir.Value") -> None:
         super().__init__(reason)
@@ -31,37 +31,24 @@ class Refused(Exception):  # noqa: N818  # a verdict on a place in the graph, no
 
 
 class Rule(ABC):
-    """One pattern and what takes its place."""
+    """One pattern and what replaces it."""
 
     @abstractmethod
     def pattern(self, *args: Any, **kwargs: Any) -> Any:
-        """Describe the subgraph: called with onnxscript's pattern builder, then one variable for each further parameter."""
+        """Describe the subgraph: called with onnxscript's pattern builder, then one pattern variable per parameter."""
 
     @abstractmethod
     def check(self, *args: Any, **kwargs: Any) -> None:
-        """Look at what matched: called with the bound values by name.
-
-        Raises:
-            Refused: the place must be left alone.
-        """
+        """Check a match, given as the bound values by name; raises Refused where the place must be left alone."""
 
     @abstractmethod
     def rewrite(self, *args: Any, **kwargs: Any) -> Any:
-        """Build the replacement: called with onnxscript's builder, then the bound values by name; returns the new output.
-
-        Raises:
-            Refused: the place must be left alone.
-        """
+        """Build the replacement, given onnxscript's builder and the bound values by name; returns the new output, or raises Refused."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a fusion did to a graph.
-
-    Attributes:
-        matched: places rewritten.
-        refused: places of its kind that still stand, each with the reason of the rule that came nearest.
-    """
+    """What a fusion did to a graph: the number of places rewritten, and those of its kind that remain, with reasons."""
 
     matched: int
     refused: tuple[Refusal, ...]
@@ -71,32 +58,29 @@ class Fusion(ABC):
     """A named set of rules.
 
     Attributes:
-        name: as a recipe writes it.
-        anchor: the operator that stands once at every place the fusion is meant for.
+        anchor: the operator that occurs once at every place the fusion is meant for.
+        rules: the one that covers most first.
     """
 
     name: ClassVar[str]
     anchor: ClassVar[str]
+    rules: ClassVar[tuple[Rule, ...]]
 
-    @abstractmethod
     def expected(self, body: Body) -> int:
-        """Places in the graph of such a body."""
-
-    @abstractmethod
-    def rules(self) -> Sequence[Rule]:
-        """The rules, the one that takes most first."""
+        """Number of places in the graph of such a body: one a layer unless overridden."""
+        return body.layers
 
     def is_place(self, node: "ir.Node") -> bool:
         """Whether this node marks a place the fusion is meant for."""
         return node.op_type == self.anchor
 
     def apply(self, model: "ir.Model") -> Outcome:
-        """Rewrite `model` in place, and explain what was left alone. No weight is read: packed weights are made when written."""
+        """Rewrite `model` in place, and explain what was left alone. No weight is read: packed weights are computed when written."""
         from onnx_ir.passes import common
         from onnxscript.rewriter import pattern
 
-        # The operands of Add and Mul may stand in either order.
-        rule_set = pattern.RewriteRuleSet([_build(rule, self.name) for rule in self.rules()], commute=True)
+        # The operands of Add and Mul may be in either order.
+        rule_set = pattern.RewriteRuleSet([_build(rule, self.name) for rule in self.rules], commute=True)
         matched: int = rule_set.apply_to_model(model)
         common.CommonSubexpressionEliminationPass()(model)
         common.RemoveUnusedNodesPass()(model)
@@ -137,7 +121,7 @@ def _build(rule: Rule, name: str) -> Any:
 def _name(nodes: "Sequence[ir.Node]", root: "ir.Node") -> None:
     """Name new nodes and their values after the module of the node they replace: `/encoder/layer.3/attention/self/Attention`.
 
-    A name that the rule gave is taken as the end of the path: `qkv/MatMul`.
+    A name given by the rule becomes the end of the path: `qkv/MatMul`.
     """
     folder = module_path(root)
     seen: Counter[str] = Counter()
@@ -150,25 +134,25 @@ def _name(nodes: "Sequence[ir.Node]", root: "ir.Node") -> None:
 
 
 def module_path(node: "ir.Node") -> str:
-    """The module a node belongs to: `/encoder/layer.3/attention/self`; what its first output is called when it has no such name."""
+    """The module a node belongs to: `/encoder/layer.3/attention/self`; the name of its first output where its name has no path."""
     if node.name and "/" in node.name:
         return node.name.rpartition("/")[0]
     return f"/{node.outputs[0].name}"
 
 
 def constant_shape(value: "ir.Value") -> tuple[int, ...]:
-    """The shape of a constant; () for what is computed at run time, and for a scalar."""
+    """The shape of a constant; () for a scalar, and for a value computed at run time."""
     return tuple(value.const_value.shape.numpy()) if value.const_value is not None else ()
 
 
 def epsilon_of(normalized: "ir.Value") -> float:
-    """What the LayerNormalization that gives a value adds to the variance; ONNX's default is 1e-5."""
+    """The epsilon of the LayerNormalization that produces a value; ONNX's default is 1e-5."""
     norm = normalized.producer()
     return norm.attributes.get_float("epsilon", 1e-5) if norm is not None else 1e-5
 
 
 class _Tracer:
-    """Collects every attempt; onnxscript's own tracer keeps only the best of the whole graph."""
+    """Records every attempt; onnxscript's own tracer keeps only the best one in the whole graph."""
 
     def __init__(self) -> None:
         self.attempts: list[tuple[Any, bool]] = []
@@ -181,10 +165,10 @@ class _Tracer:
             self.attempts.append((match, status == pattern.MatchStatus.CONDITION_FAILED))
 
     def explain(self, place: "ir.Node", rule: str) -> Refusal:
-        """The reason of the attempt that got furthest among those that reached `place`: a check's before a pattern's."""
+        """The reason of the attempt at `place` that got furthest: one refused by a check before one refused by the pattern."""
         import onnx_ir as ir
 
-        # A pattern that matched as a whole, but for a use elsewhere of what it would remove, fails without naming a node.
+        # A full match that is refused because another node reads what it would remove fails without naming a node.
         reached = [
             (checked or not match.failure_nodes_and_values, len(match.nodes), match)
             for match, checked in self.attempts
@@ -192,7 +176,7 @@ class _Tracer:
         ]
         best = max(reached, key=lambda attempt: attempt[:2], default=(False, 0, None))[2]
         if best is None:
-            reason = "its surroundings have another form than the pattern"
+            reason = "the nodes around it do not have the form of the pattern"
         else:
             names = dict.fromkeys(str(found.name) for found in best.failure_nodes_and_values if isinstance(found, (ir.Node, ir.Value)))
             reason = str(best.reason).rstrip(".")

@@ -1,13 +1,13 @@
-"""Graphs that differ in little, written as artifact folders that share their weights."""
+"""Variants of one graph, written as artifact folders that share their weight files."""
 
-import contextlib
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from optbench.artifact.folder import Kind, copy_companions
+from optbench.artifact.folder import copy_companions
+from optbench.artifact.manifest import Kind
 from optbench.errors import MachineError
 from optbench.steps.onnx import file as onnx_file
 
@@ -23,40 +23,28 @@ def _constants(model: "ir.Model") -> "Iterator[tuple[ir.Value, ir.TensorProtocol
             yield value, value.const_value
 
 
-@contextlib.contextmanager
-def _disk(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise MachineError(f"{folder}: the graph cannot be written: {error.strerror}; free some space and run again") from error
-
-
 class Candidates:
-    """Writes graphs of one model below `scratch`, each weight once.
+    """Writes graphs of one model to folders in `scratch`, each weight once.
 
-    A tensor goes to a data file of the first folder whose graph has it, and later folders hold a hard link to that file: a
-    location must lie inside the graph's own folder, and a symbolic link out of it is refused. onnx and onnx-ir refuse to read
-    a file that has a second name, hard link or not, and engines do not: so the source's data file is written anew rather than
-    linked, and nothing is read back from here.
+    A tensor goes to a data file in the first folder whose graph has it, and later folders hold a hard link to that file:
+    external data must lie in the graph's own folder, and a symbolic link out of it is refused. onnx and onnx-ir refuse to read
+    a file with a second hard link, and engines do not: so the source's data file is copied rather than linked, and nothing is
+    read back from here.
     """
 
     def __init__(self, companions: Path, scratch: Path) -> None:
         self.companions = companions
         self.scratch = scratch
-        # By the id of the tensor in memory; it is kept beside, so that its id stays its own.
+        # By the tensor's id; the tensor is kept too, so that no other object can take its id.
         self._written: dict[int, tuple[ir.TensorProtocol, ir.ExternalTensor]] = {}
 
     def write(self, model: "ir.Model", name: str) -> Path:
-        """Write `model`, which is left as it is, as the folder `name`.
-
-        Raises:
-            MachineError: the disk is full.
-        """
+        """Write `model`, which is not changed, to the folder `name`."""
         import onnx_ir as ir
 
         folder = self.scratch / name
         path = folder / Kind.ONNX.main_file
-        with _disk(folder):
+        try:
             path.parent.mkdir(parents=True)
             copy_companions(self.companions, folder)
             if onnx_file.weight_bytes(model) > onnx_file.INLINE_BYTES_MAX:
@@ -64,6 +52,8 @@ class Candidates:
                 self._write_new_tensors(model, path.parent, f"{name}.onnx_data")
                 self._refer_to_written_tensors(model, path.parent)
             ir.save(model, path)
+        except OSError as error:
+            raise MachineError(f"{folder}: the graph cannot be written: {error.strerror}; free some space and run again") from error
         return folder
 
     def _write_new_tensors(self, model: "ir.Model", folder: Path, location: str) -> None:

@@ -25,11 +25,10 @@ class _Linear:
 
 @dataclass(frozen=True)
 class Projections:
-    """The query, key and value layers of one self-attention.
+    """The query, key and value layers of one self-attention: of one shape, on the same source.
 
     Attributes:
-        linears: query, key, value; all of one shape, on one source.
-        heads: how many; each is as wide as the others, and together they are as wide as a layer's output.
+        heads: their number; all have the same width, and together they are as wide as a layer's output.
         prefix: of the packed tensors' names: `encoder.layer.3.attention.self`.
     """
 
@@ -55,42 +54,28 @@ class SelfAttentionRule(Rule):
         softmax(q @ k^T * scale + mask) @ v
         where q, k, v = x @ W + b, reshaped to (batch, tokens, heads, head size) and transposed
 
-    The linear layers are not in the pattern: `check` looks at them, so that a refusal says which one is wrong, and how.
+    The linear layers are not part of the pattern: `check` reads them, so that a refusal says which one is wrong, and how.
     """
 
-    def pattern(
-        self, op: Any, query: Any, key: Any, value: Any, shapes: Any, key_shapes: Any, value_shapes: Any, scale: Any, mask: Any, merged: Any
-    ) -> Any:
+    def pattern(self, op: Any, query: Any, key: Any, value: Any, scale: Any, mask: Any) -> Any:
         """Everything between the three projections and the merged heads."""
-        queries = op.Transpose(op.Reshape(query, shapes, _outputs=["query_heads"]), perm=[0, 2, 1, 3])
-        keys = op.Transpose(op.Reshape(key, key_shapes, _outputs=["key_heads"]), perm=[0, 2, 3, 1])
-        values = op.Transpose(op.Reshape(value, value_shapes, _outputs=["value_heads"]), perm=[0, 2, 1, 3])
+        from onnxscript.rewriter.pattern import ANY_VALUE
+
+        queries = op.Transpose(op.Reshape(query, ANY_VALUE, _outputs=["query_heads"]), perm=[0, 2, 1, 3])
+        keys = op.Transpose(op.Reshape(key, ANY_VALUE, _outputs=["key_heads"]), perm=[0, 2, 3, 1])
+        values = op.Transpose(op.Reshape(value, ANY_VALUE, _outputs=["value_heads"]), perm=[0, 2, 1, 3])
         scores = op.Add(op.Mul(op.MatMul(queries, keys), scale), mask, _outputs=["scores"])
         context = op.MatMul(op.Softmax(scores, axis=-1), values)
-        return op.Reshape(op.Transpose(context, perm=[0, 2, 1, 3]), merged, _outputs=["output"])
+        return op.Reshape(op.Transpose(context, perm=[0, 2, 1, 3]), ANY_VALUE, _outputs=["output"])
 
     def check(self, **bindings: Any) -> None:
-        """Refuse all but three constant linear layers of one shape on one input, read by this attention alone."""
+        """Refuse anything but three constant linear layers of one shape on one input, read by this attention only."""
         read_projections(**bindings)
         constant_scalar(bindings["scale"], "the scale of the scores")
 
 
-def read_projections(
-    *,
-    query: "ir.Value",
-    key: "ir.Value",
-    value: "ir.Value",
-    query_heads: "ir.Value",
-    key_heads: "ir.Value",
-    value_heads: "ir.Value",
-    output: "ir.Value",
-    **_: Any,
-) -> Projections:
-    """Prove that the values which the pattern bound are one self-attention.
-
-    Raises:
-        Refused: they are not; says which one and why.
-    """
+def read_projections(*, query: "ir.Value", key: "ir.Value", value: "ir.Value", output: "ir.Value", **bindings: Any) -> Projections:
+    """Check that the bound values are one self-attention; the Refused that it raises says which value is wrong, and why."""
     linears = tuple(_read_linear(linear, role) for linear, role in zip((query, key, value), ROLES, strict=True))
     for linear, role in zip(linears[1:], ROLES[1:], strict=True):
         if linear.source is not linears[0].source:
@@ -101,10 +86,11 @@ def read_projections(
     if source.shape is None or len(source.shape) != 3:
         raise Refused("the input of the projections is not known to be (batch, tokens, hidden)", source)
     rows = (source.shape[0], source.shape[1])
-    for part in (query_heads, key_heads, value_heads):
+    query_heads = bindings["query_heads"]
+    for part in (query_heads, bindings["key_heads"], bindings["value_heads"]):
         if part.shape is None or len(part.shape) != 4 or (part.shape[0], part.shape[1]) != rows:
             raise Refused("a projection is not reshaped to (batch, tokens, heads, head size)", part)
-        if part.shape[2:] != query_heads.shape[2:] or not all(isinstance(size, int) for size in part.shape[2:]):  # type: ignore[index]
+        if part.shape[2:] != query_heads.shape[2:] or not all(isinstance(size, int) for size in part.shape[2:]):
             raise Refused("the heads are not a constant number, the same for query, key and value", part)
     heads = query_heads.shape[2] if query_heads.shape is not None else None
     width = constant_shape(linears[0].weight)[1]
@@ -134,18 +120,14 @@ def _read_linear(value: "ir.Value", role: str) -> _Linear:
 
 
 def constant_scalar(value: "ir.Value", role: str) -> float:
-    """The number a constant holds.
-
-    Raises:
-        Refused: it is computed, or has more than one element.
-    """
+    """The number a constant holds; refuses one that is computed, or has more than one element."""
     if value.const_value is None or value.const_value.size != 1:
         raise Refused(f"{role} is not a constant scalar", value)
     return float(value.const_value.numpy().item())
 
 
 def _joined(op: Any, name: str, parts: "Sequence[ir.Value]") -> "ir.Value":
-    """An initializer that joins `parts` along the last axis when it is written: packing a graph reads no weight."""
+    """An initializer that joins `parts` along the last axis when the graph is written: packing reads no weight."""
     import onnx_ir as ir
 
     tensors = [part.const_value for part in parts if part.const_value is not None]

@@ -1,9 +1,8 @@
-"""A residual sum and the layer normalization behind it as one operator."""
+"""A residual sum and the layer normalization after it as one operator."""
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from optbench.model.checkpoint import Body
+from optbench.model.body import Body
 from optbench.steps.onnx.fusions.base import CONTRIB, Fusion, Refused, Rule, constant_shape, epsilon_of
 from optbench.steps.onnx.fusions.embed_layer_norm import sums_embeddings
 
@@ -11,34 +10,6 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 __all__ = ["SkipLayerNorm"]
-
-
-class SkipLayerNorm(Fusion):
-    """`LayerNormalization(x + skip)` to `com.microsoft.SkipLayerNormalization`.
-
-    Rewrite cases:
-        1. `x` is `product + bias` with a constant bias: the operator adds the bias too.
-        2. No such bias.
-
-    The sum of the embedding tables is left to `embed_layer_norm`. ONNX Runtime fuses the same places itself when it loads a
-    graph, unless `SkipLayerNormFusion` is disabled, so in fp32 this saves loading time at most. On int8 the kernel cost 12-17 %
-    of a run at 64-128 tokens (BERT-large body, Zen 5): disable it in the engine there, and leave this fusion out.
-    """
-
-    name: ClassVar[str] = "skip_layer_norm"
-    anchor: ClassVar[str] = "LayerNormalization"
-
-    def expected(self, body: Body) -> int:
-        """Two a layer."""
-        return 2 * body.layers
-
-    def rules(self) -> Sequence[Rule]:
-        """With a bias first: the other would match there too, and leave the bias's Add behind."""
-        return [_SkipLayerNormRule(with_bias=True), _SkipLayerNormRule(with_bias=False)]
-
-    def is_place(self, node: "ir.Node") -> bool:
-        """Every normalization but the one behind the embedding tables."""
-        return node.op_type == self.anchor and not sums_embeddings(node)
 
 
 class _SkipLayerNormRule(Rule):
@@ -77,8 +48,33 @@ class _SkipLayerNormRule(Rule):
         skip: "ir.Value",
         gamma: "ir.Value",
         beta: "ir.Value",
-        normalized: "ir.Value",
-        **_: Any,
+        **bindings: Any,
     ) -> Any:
         inputs = [product, skip, gamma, beta] if bias is None else [product, skip, gamma, beta, bias]
-        return op.SkipLayerNormalization(*inputs, _domain=CONTRIB, epsilon=epsilon_of(normalized))
+        return op.SkipLayerNormalization(*inputs, _domain=CONTRIB, epsilon=epsilon_of(bindings["normalized"]))
+
+
+class SkipLayerNorm(Fusion):
+    """`LayerNormalization(x + skip)` to `com.microsoft.SkipLayerNormalization`.
+
+    Rewrite cases:
+        1. `x` is `product + bias` with a constant bias: the operator adds the bias too.
+        2. No such bias.
+
+    The sum of the embedding tables is left to `embed_layer_norm`. ONNX Runtime fuses the same places itself when it loads a
+    graph, unless `SkipLayerNormFusion` is disabled, so in fp32 this saves loading time at most. In int8 the kernel cost 12-17 %
+    of a run at 64-128 tokens (BERT-large body, Zen 5): disable it in the engine there, and omit this fusion.
+    """
+
+    name: ClassVar[str] = "skip_layer_norm"
+    anchor: ClassVar[str] = "LayerNormalization"
+    # The rule without a bias, if first, would match the same places and leave the bias's Add behind.
+    rules: ClassVar[tuple[Rule, ...]] = (_SkipLayerNormRule(with_bias=True), _SkipLayerNormRule(with_bias=False))
+
+    def expected(self, body: Body) -> int:
+        """Two a layer."""
+        return 2 * body.layers
+
+    def is_place(self, node: "ir.Node") -> bool:
+        """Every normalization except the one after the embedding tables."""
+        return node.op_type == self.anchor and not sums_embeddings(node)

@@ -1,0 +1,60 @@
+"""The recipe's `base:` entry."""
+
+from pydantic import Field, field_validator, model_validator
+
+from optbench.base.license import SPDX
+from optbench.base.source import HubSource, check_revision, parse_source
+from optbench.machine.frozen import Frozen
+from optbench.model.body import Body
+from optbench.model.checkpoint import Description, Pooling, Prompts
+
+__all__ = ["Base"]
+
+
+class Base(Frozen):
+    """The recipe's `base:` entry: where the model is, and what it must be."""
+
+    source: str = Field(description="hub:ORG/NAME, path:DIR, package:DISTRIBUTION, package:DISTRIBUTION/SUBDIR, or random.")
+    revision: str | None = Field(default=None, description="hub only: a commit (40 digits); a branch, tag or short hash is put on record.")
+    license: str = Field(pattern=SPDX, description="SPDX identifier or expression.")
+    body: Body = Field(description="The transformer's shape, as its config.json has it.")
+    pooling: Pooling = Field(description="How token vectors become one: their mean, or the first token's.")
+    normalize: bool = Field(description="Whether embeddings are scaled to length 1.")
+    prompts: Prompts = Field(default=Prompts(), description="Text put before a query and before a document.")
+    max_tokens: int = Field(ge=1, description="The longest input in tokens, special tokens included.")
+    seed: int = Field(default=0, ge=0, lt=2**32, description="Of random weights.")
+
+    @field_validator("source")
+    @classmethod
+    def _check_source(cls, source: str) -> str:
+        parse_source(source)
+        return source
+
+    @field_validator("revision")
+    @classmethod
+    def _check_revision(cls, revision: str | None) -> str | None:
+        return revision if revision is None else check_revision(revision)
+
+    @model_validator(mode="after")
+    def _check_whole(self) -> "Base":
+        source = parse_source(self.source)
+        if self.revision is not None:
+            if not isinstance(source, HubSource):
+                raise ValueError(f"revision: {self.source} has none; leave it out")
+            if source.revision not in (None, self.revision):
+                raise ValueError(f"revision: {self.revision!r}, but the source says {source.revision!r}; write it once")
+        body = self.body
+        if body.hidden % body.heads:
+            raise ValueError(f"body: hidden {body.hidden} is not a multiple of heads {body.heads}; take both from the model's config.json")
+        if body.pad_id >= body.vocabulary:
+            raise ValueError(
+                f"body: pad_id {body.pad_id} is not below vocabulary {body.vocabulary}; take both from the model's config.json"
+            )
+        if self.max_tokens > (limit := body.position_limit):
+            raise ValueError(f"max_tokens: {self.max_tokens}, but the body's position table has room for {limit}; write at most {limit}")
+        return self
+
+    @property
+    def description(self) -> Description:
+        """What the checkpoint must say of itself."""
+        return Description(body=self.body, pooling=self.pooling, normalize=self.normalize, prompts=self.prompts, max_tokens=self.max_tokens)
