@@ -1,9 +1,9 @@
 """Files of a model from a Hugging Face hub: pinned to a commit, checked against their hashes, resumed after a broken download.
 
 The hub cache (`HF_HOME`), `HF_ENDPOINT`, `HF_TOKEN` and `HF_HUB_OFFLINE` mean what they mean to huggingface_hub, which does the work. Two
-things it does not do, as tests/base/test_hub.py shows of 1.33. A killed download starts again at byte 0 and leaves its partial file
-behind, so large files (a base is often one file of gigabytes) are downloaded here, with its `http_get`, and put where it would have put
-them. And it accepts any bytes of the right length, so each file is hashed here.
+things it does not do. A killed download starts again at byte 0 and leaves its partial file behind (1.33; tests/base/test_hub.py): large
+files, as a base often is one of gigabytes, are downloaded here, with its `http_get`, and put where it would have put them. And it
+accepts any bytes of the right length, so each file is hashed here.
 """
 
 import fcntl

@@ -137,7 +137,7 @@ def _write_figure(out: Path, records: "Sequence[Record]", plot: Plot | None) -> 
 
 def _floors(records: "Sequence[Record]", probes: "Sequence[Path]") -> dict[str, dict[int, float]]:
     """By machine fingerprint and recipe, the int8 floor by length; only of machines that were probed with the record's threads."""
-    from optbench.machine.floor import floor_ms, read_probe
+    from optbench.machine.floor import read_probe
 
     found = {}
     for path in probes:
@@ -145,12 +145,7 @@ def _floors(records: "Sequence[Record]", probes: "Sequence[Path]") -> dict[str, 
         for record in records:
             alike = record.machine.fingerprint == result.machine.fingerprint and record.threads == result.peaks.threads
             if alike and record.isa is None:
-                workload, body = record.recipe.workload, record.recipe.base.body
-                floor = {
-                    length: floor_ms(body.multiply_adds(length, workload.batch), body.weights, "int8", result.peaks).ms
-                    for length in workload.lengths
-                }
-                found[f"{record.machine.fingerprint} {record.recipe.name}"] = floor
+                found[f"{record.machine.fingerprint} {record.recipe.name}"] = record.recipe.floors_ms(result.peaks, "int8")
     return found
 
 

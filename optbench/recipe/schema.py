@@ -6,7 +6,7 @@ A recipe is data: frozen models that forbid unknown keys. `optbench.recipe.load.
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, PrivateAttr, model_validator
 
@@ -17,6 +17,10 @@ from optbench.machine.cpu import Isa
 from optbench.machine.frozen import Frozen
 from optbench.steps import Step
 from optbench.tasks import Retail, Task
+
+if TYPE_CHECKING:
+    from optbench.machine.floor import WeightFormat
+    from optbench.machine.peaks import Peaks
 
 __all__ = ["ConditionKind", "Fidelity", "Recipe", "Scenarios", "StabilityTarget", "Targets", "Workload", "recipe_schema"]
 
@@ -208,6 +212,13 @@ class Recipe(Frozen):
         if self.workload.threads is not None and chosen.threads is None:
             return chosen.model_copy(update={"threads": self.workload.threads})
         return chosen
+
+    def floors_ms(self, peaks: "Peaks", weights: "WeightFormat") -> dict[int, float]:
+        """The latency floor of its body on a machine with these peaks, in ms, by each token length of the workload."""
+        from optbench.machine.floor import floor_ms
+
+        body, batch = self.base.body, self.workload.batch
+        return {length: floor_ms(body.multiply_adds(length, batch), body.weights, weights, peaks).ms for length in self.workload.lengths}
 
 
 def recipe_schema() -> dict[str, Any]:

@@ -17,7 +17,7 @@ from typing import Literal
 from pydantic import Field
 
 from optbench.errors import RecordError
-from optbench.machine.floor import Peaks, WeightFormat, floor_ms
+from optbench.machine.floor import Peaks, WeightFormat
 from optbench.machine.frozen import Frozen
 from optbench.measure.accuracy import AccuracyResult, accuracy_change
 from optbench.measure.latency import Timing
@@ -265,8 +265,7 @@ def _floors(record: Record, peaks: Mapping[str, Peaks], weights: WeightFormat) -
         )
     if own.threads != record.threads:
         raise RecordError(f"{where}: ran on {record.threads} threads, but the peaks are of {own.threads}; probe with {record.threads}")
-    workload, body = record.recipe.workload, record.recipe.base.body
-    return {length: floor_ms(body.multiply_adds(length, workload.batch), body.weights, weights, own).ms for length in workload.lengths}
+    return record.recipe.floors_ms(own, weights)
 
 
 def _changes(first: Record, other: Record) -> dict[str, Change]:

@@ -4,12 +4,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from optbench.machine.cpu import Machine
-from optbench.machine.floor import Peaks, floor_ms
+from optbench.machine.floor import WeightFormat
 from optbench.machine.frozen import Frozen
+from optbench.machine.peaks import Peaks
 from optbench.recipe.schema import Recipe
 from optbench.record.record import newest_record
 
 __all__ = ["RecipeFloor", "floors_of_recipes"]
+
+FORMATS_SHOWN: tuple[WeightFormat, ...] = ("fp32", "int8", "int4")
 
 
 class RecipeFloor(Frozen):
@@ -31,11 +34,7 @@ def floors_of_recipes(recipes: Sequence[Recipe], peaks: Peaks, machine: Machine,
     """The floors of recipes on this machine, beside what their newest records measured here."""
     found = []
     for recipe in recipes:
-        lengths, batch, body = sorted(recipe.workload.lengths), recipe.workload.batch, recipe.base.body
-        floors = {
-            weights: {length: floor_ms(body.multiply_adds(length, batch), body.weights, weights, peaks).ms for length in lengths}
-            for weights in ("fp32", "int8", "int4")
-        }
+        floors = {weights: dict(sorted(recipe.floors_ms(peaks, weights).items())) for weights in FORMATS_SHOWN}
         measured_ms: dict[int, float] = {}
         measured = ""
         folder = output / recipe.name

@@ -123,9 +123,7 @@ class Maker:
 
 def make_stages(run: Run, listener: Listener) -> list[Stage]:
     """Make the base and every step of a recipe without measuring anything: the base's stage, then one a step."""
-    stages = [stage for _, stage in walk(run, Maker(run, listener), work=True, baseline=False) if stage is not None]
-    run.cache.sweep_unfinished()
-    return stages
+    return [stage for _, stage in walk(run, Maker(run, listener), work=True, baseline=False) if stage is not None]
 
 
 def serve_base(payload: dict[str, Any], progress: Progress) -> Generator[Any, dict[str, Any], None]:

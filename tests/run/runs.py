@@ -1,9 +1,14 @@
 """A tiny recipe, and what tests of whole runs look at."""
 
+import os
+import time
+from pathlib import Path
+
 from optbench.artifact.folder import open_artifact
+from optbench.run.cache import Cache
 from optbench.run.plan import Options
 
-__all__ = ["STEPS", "Listening", "assert_nothing_half_written"]
+__all__ = ["STEPS", "Listening", "assert_nothing_half_written", "leave_unfinished"]
 
 STEPS = "  - step: export_onnx\n  - step: convert_openvino\n  - step: quantize_static\n"
 
@@ -35,3 +40,17 @@ def assert_nothing_half_written(options: Options) -> None:
         open_artifact(folder)
     for folder in options.output.glob("[!.]*"):
         open_artifact(folder)
+
+
+def leave_unfinished(cache: Cache, key: str, days: float, *, newest_days: float | None = None) -> Path:
+    """What a killed training leaves, last touched `days` ago, its newest file `newest_days` ago."""
+    folder = cache.unfinished / key
+    checkpoint = folder / "checkpoints" / "checkpoint-20"
+    checkpoint.mkdir(parents=True)
+    weights = checkpoint / "trained.safetensors"
+    for path in (folder / ".lock", weights):
+        path.touch()
+    for path in (folder / ".lock", weights, checkpoint, checkpoint.parent, folder):
+        touched = time.time() - 24 * 60 * 60 * (newest_days if newest_days is not None and path == weights else days)
+        os.utime(path, (touched, touched))
+    return folder

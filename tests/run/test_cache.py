@@ -8,25 +8,12 @@ import pytest
 from filelock import FileLock
 
 from optbench.run.cache import UNFINISHED_DAYS_MAX, Cache
+from tests.run.runs import leave_unfinished
 
 
 @pytest.fixture
 def cache(tmp_path: Path) -> Cache:
     return Cache(tmp_path)
-
-
-def leave_unfinished(cache: Cache, key: str, days: float, *, newest_days: float | None = None) -> Path:
-    """What a killed training leaves, last touched `days` ago, its newest file `newest_days` ago."""
-    folder = cache.unfinished / key
-    checkpoint = folder / "checkpoints" / "checkpoint-20"
-    checkpoint.mkdir(parents=True)
-    weights = checkpoint / "trained.safetensors"
-    for path in (folder / ".lock", weights):
-        path.touch()
-    for path in (folder / ".lock", weights, checkpoint, checkpoint.parent, folder):
-        touched = time.time() - 24 * 60 * 60 * (newest_days if newest_days is not None and path == weights else days)
-        os.utime(path, (touched, touched))
-    return folder
 
 
 def test_unfinished_training_is_removed_after_a_month_without_a_change(cache: Cache) -> None:

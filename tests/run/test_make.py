@@ -11,13 +11,14 @@ from optbench.artifact.manifest import Kind
 from optbench.errors import MachineError, StepError
 from optbench.recipe.load import load_recipe
 from optbench.run import make
-from optbench.run.cache import Cache
+from optbench.run.cache import UNFINISHED_DAYS_MAX, Cache
 from optbench.run.inputs import Resolution
+from optbench.run.listener import Silent
 from optbench.run.make import Maker
 from optbench.run.plan import Item, Options, Run, StepOutcome
 from optbench.steps import Distill, ExportOnnx
 from optbench.steps.base import ResumeFolder
-from tests.run.runs import Listening
+from tests.run.runs import Listening, leave_unfinished
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 KEY = "0" * 64
@@ -136,6 +137,14 @@ def test_resume_folder_that_another_run_holds_is_refused(maker: Maker, resumable
     with cache.resume_folder(KEY, "0 distill"), pytest.raises(MachineError, match="another run is making this artifact"):
         maker(resumable)
     assert (cache.unfinished / KEY).exists()
+
+
+def test_making_stages_keeps_what_a_run_around_it_may_resume_from(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Probe bodies are made in the middle of a run, before its trainings.
+    unfinished = leave_unfinished(cache, KEY, UNFINISHED_DAYS_MAX + 1)
+    monkeypatch.setattr(make, "walk", lambda *_, **__: iter(()))
+    make.make_stages(Run(load_recipe(RECIPES / "minilm-l6.yaml"), Options(cache=cache)), Silent())
+    assert unfinished.exists()
 
 
 def test_item_whose_source_was_not_made_is_an_error(maker: Maker) -> None:
