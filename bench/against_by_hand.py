@@ -17,7 +17,8 @@ import platformdirs
 import optbench  # noqa: F401  # first: it keeps openvino's telemetry from loading
 from optbench.artifact.folder import Artifact, copy_companions
 from optbench.artifact.manifest import Kind
-from optbench.engines import OnnxRuntime, OpenVino
+from optbench.engines.onnxruntime import OnnxRuntime
+from optbench.engines.openvino import OpenVino
 from optbench.measure.latency import measure_latency
 from optbench.measure.subject import Subject
 from optbench.model.tokenizer import encode_batch, load_tokenizer

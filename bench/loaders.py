@@ -24,7 +24,13 @@ from optbench.run.cache import Cache
 from optbench.run.listener import Silent
 from optbench.run.make import make_stages
 from optbench.run.plan import Options, Run
-from optbench.steps import CompressWeights, ConvertOpenvino, ExportOnnx, QuantizeDynamic, QuantizeStatic, QuantizeStaticQdq, Step
+from optbench.steps import Step
+from optbench.steps.compress_weights import CompressWeights
+from optbench.steps.convert_openvino import ConvertOpenvino
+from optbench.steps.export_onnx import ExportOnnx
+from optbench.steps.quantize_dynamic import QuantizeDynamic
+from optbench.steps.quantize_static import QuantizeStatic
+from optbench.steps.quantize_static_qdq import QuantizeStaticQdq
 
 # Each ends in one format. An ONNX graph is converted for the loaders of the other; an IR gets the fp32 ONNX graph.
 VARIANTS: dict[str, tuple[Step, ...]] = {

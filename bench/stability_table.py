@@ -13,7 +13,10 @@ from pathlib import Path
 import platformdirs
 
 import optbench  # noqa: F401  # first: it keeps openvino's telemetry from loading
-from optbench.engines import Engine, OnnxRuntime, OpenVino, Torch
+from optbench.engines import Engine
+from optbench.engines.onnxruntime import OnnxRuntime
+from optbench.engines.openvino import OpenVino
+from optbench.engines.torch import Torch
 from optbench.machine.cpu import read_machine
 from optbench.machine.progress import silent
 from optbench.measure.stability import Stability
@@ -26,7 +29,13 @@ from optbench.run.listener import Silent
 from optbench.run.make import make_stages
 from optbench.run.measure import TaskTexts, measure_text_stability
 from optbench.run.plan import Options, Run
-from optbench.steps import CompressWeights, ConvertOpenvino, ExportOnnx, QuantizeDynamic, QuantizeStatic, QuantizeStaticQdq, Step
+from optbench.steps import Step
+from optbench.steps.compress_weights import CompressWeights
+from optbench.steps.convert_openvino import ConvertOpenvino
+from optbench.steps.export_onnx import ExportOnnx
+from optbench.steps.quantize_dynamic import QuantizeDynamic
+from optbench.steps.quantize_static import QuantizeStatic
+from optbench.steps.quantize_static_qdq import QuantizeStaticQdq
 
 CHANGES: tuple[ConditionKind, ...] = ("order", "padding", "batch", "threads", "isa")
 TO_ONNX: tuple[Step, ...] = (ExportOnnx(),)

@@ -21,7 +21,10 @@ import pytest
 from bench.artifacts import ROOT, Made, make_artifacts, user_cache
 from optbench.artifact.folder import Artifact, open_artifact
 from optbench.encoder import choose_engine
-from optbench.engines import Engine, OnnxRuntime, OpenVino, Session, Torch
+from optbench.engines import Engine, Session
+from optbench.engines.onnxruntime import OnnxRuntime
+from optbench.engines.openvino import OpenVino
+from optbench.engines.torch import Torch
 from optbench.machine.floor import ProbeResult, floor_ms
 from optbench.measure.machine_state import check_machine_state
 from optbench.recipe.load import load_recipe

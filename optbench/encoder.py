@@ -10,14 +10,14 @@ import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
 from optbench.artifact.folder import Artifact, open_artifact
-from optbench.engines import Engine, default_engine
+from optbench.engines import ENGINES, Engine, default_engine
 from optbench.errors import ArtifactError, BaseModelError, EngineError
 from optbench.model.checkpoint import describe, read_json, read_named_prompts
 from optbench.model.padding import pad_batch
@@ -70,20 +70,25 @@ def choose_engine(artifact: Artifact, engine: Engine | str | None, options: Mapp
             raise ArtifactError(str(error)) from error
     else:
         document = default_engine(artifact.kind).model_dump()
+    if isinstance(document, dict):
+        document = {**document, **options}
     try:
-        return _ENGINE.validate_python({**document, **options} if isinstance(document, dict) else document)
+        return _ENGINE.validate_python(document)
     except ValidationError as error:
-        raise EngineError(f"{where}: {_describe(error)}") from error
+        raise EngineError(f"{where}: {_describe(error, document)}") from error
 
 
-def _describe(error: ValidationError) -> str:
+def _describe(error: ValidationError, document: Any) -> str:
     """The first of pydantic's errors; for an unknown option, the options that the engine has."""
     first = error.errors()[0]
     place = [str(part) for part in first["loc"]]
-    known = next((kind for kind in get_args(get_args(Engine)[0]) if place and kind.model_fields["engine"].default == place[0]), None)
-    if first["type"] == "extra_forbidden" and known is not None:
-        return f"{place[0]} has no option {place[-1]}; it has {', '.join(name for name in known.model_fields if name != 'engine')}"
-    return f"{' '.join(place)}: {first['msg']}".removeprefix(": ")
+    selected = ENGINES.selected(document)
+    if selected is None:
+        return str(first["msg"])
+    if first["type"] == "extra_forbidden":
+        known = ", ".join(name for name in selected.model_fields if name != "engine")
+        return f"{document['engine']} has no option {place[-1]}; it has {known}"
+    return f"{document['engine']} {' '.join(place)}: {first['msg']}"
 
 
 class Encoder:

@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 from optbench.artifact.folder import Artifact, seal
 from optbench.artifact.manifest import MANIFEST, Kind
 from optbench.encoder import ENGINE_FILE, Encoder, load
-from optbench.engines import OnnxRuntime, OpenVino, Session
+from optbench.engines import Session
+from optbench.engines.onnxruntime import OnnxRuntime
+from optbench.engines.openvino import OpenVino
 from optbench.errors import ArtifactError, EngineError
 
 TEXTS = ["red shoe", "blue waterproof running boot", "", "laptop", "small wireless mouse cable", "oak desk " * 20]

@@ -13,11 +13,11 @@ from optbench.artifact.folder import Artifact
 from optbench.artifact.manifest import Kind
 
 ROOT = Path(__file__).parent.parent
-# By room: the new file's name, what its registry entry imports from it, the entry, and the line of the registry to put it in.
+# By room: the new file's name, what the registry imports from it if anything, its entry, and the text that the entry follows.
 ADDITIONS = {
-    "steps": ("copy_onnx", "CopyOnnx", "CopyOnnx | ", "Step = Annotated["),
-    "engines": ("plain", "Plain", "Plain | ", "Engine = Annotated["),
-    "tasks": ("colors", "Colors", "Colors | ", "Task = Annotated["),
+    "steps": ("copy_onnx", "", '"copy_onnx": "CopyOnnx", ', 'STEPS = Registry[BaseStep](\n    "step",\n    __name__,\n    {'),
+    "engines": ("plain", "", '"plain": "Plain", ', 'ENGINES = Registry[BaseEngine]("engine", __name__, {'),
+    "tasks": ("colors", "", '"colors": "Colors", ', 'TASKS = Registry[BaseTask]("task", __name__, {'),
     "publish": ("shelf", "Shelf", '"shelf": Shelf, ', "DESTINATIONS: dict[str, Callable[[str], Destination]] = {"),
     "loaders": ("plain", "PLAIN", "PLAIN, ", "LOADERS: tuple[Loader, ...] = ("),
 }
@@ -225,7 +225,7 @@ def extended(tmp_path_factory: pytest.TempPathFactory) -> Run:
         text = path.read_text()
         assert text.count(registry) == 1, f"{path}: {registry}"
         text = text.replace(registry, registry + entry)
-        line = f"from optbench.{room}.{module} import {imported}\n"
+        line = f"from optbench.{room}.{module} import {imported}\n" if imported else ""
         path.write_text(text.replace("\nfrom optbench.", f"\n{line}from optbench.", 1))
 
     def run(*arguments: object) -> str:

@@ -58,7 +58,7 @@ ROOMS = (
 # The public names, and `python -m optbench`: they lie above every room.
 TOP = ("__init__", "__main__")
 # The registry in the __init__ of each room that can be extended. Its entries are siblings: none imports another.
-REGISTRIES = {"tasks": "Task", "engines": "Engine", "steps": "Step", "loaders": "LOADERS", "publish": "DESTINATIONS"}
+REGISTRIES = {"tasks": "TASKS", "engines": "ENGINES", "steps": "STEPS", "loaders": "LOADERS", "publish": "DESTINATIONS"}
 
 
 def module_name(path: Path) -> str:
@@ -121,7 +121,11 @@ def entries_of(room: str, registry: str) -> set[str]:
         targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
         if isinstance(node, ast.Assign | ast.AnnAssign) and node.value and any(ast.unparse(target) == registry for target in targets):
             used = {name.id for name in ast.walk(node.value) if isinstance(name, ast.Name)}
-    return {homes[name] for name in used if homes.get(name, "").startswith(f"{room}.")}
+            if isinstance(node.value, ast.Call):  # of a Registry, which names modules
+                used = {each.value for each in ast.walk(node.value) if isinstance(each, ast.Constant) and isinstance(each.value, str)}
+                homes |= {name: f"{room}.{name}" for name in used}
+    named = {homes.get(name, "") for name in used}
+    return {name for name in named if name in MODULES and name.startswith(f"{room}.")}
 
 
 @pytest.mark.parametrize(("room", "registry"), REGISTRIES.items())

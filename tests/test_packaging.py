@@ -45,7 +45,7 @@ def test_wheel_says_what_it_needs_and_how_it_is_licensed(wheel: Path) -> None:
     requirements = about.get_all("Requires-Dist") or []
     assert "onnxruntime~=1.32.0" in requirements
     assert "torch~=2.13.0; extra == 'build'" in requirements
-    assert "optbench = optbench.cli:main" in commands
+    assert "optbench = optbench.__main__:main" in commands
 
 
 def test_wheel_begins_a_recipe_away_from_the_repository(wheel: Path, tmp_path: Path) -> None:
@@ -64,7 +64,7 @@ def test_wheel_begins_a_recipe_away_from_the_repository(wheel: Path, tmp_path: P
     assert run("check", "mine.yaml", "minilm-l6").count(": ok, ") == 2
     assert "quantize_static" in run("plan", "mine.yaml", "--cache", "cache")
     # Boxes and tasks are read from the wheel too.
-    code = "import optbench.machine.boxes as b, optbench.tasks as t; print(b.__file__, len(b.load_boxes()), t.Retail().load().name)"
+    code = "import optbench.machine.boxes as b, optbench.tasks.retail as t; print(b.__file__, len(b.load_boxes()), t.Retail().load().name)"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.split() == [str(tmp_path / "site" / "optbench" / "machine" / "boxes.py"), "1", "retail"]
 

@@ -10,7 +10,9 @@ from pydantic import TypeAdapter
 from bench.peers.base import Embed, Peer, Source
 from optbench.artifact.folder import open_artifact
 from optbench.encoder import load
-from optbench.engines import Engine, OnnxRuntime, OpenVino
+from optbench.engines import Engine
+from optbench.engines.onnxruntime import OnnxRuntime
+from optbench.engines.openvino import OpenVino
 
 __all__ = ["Artifact", "OnnxRuntimeExport", "OpenVinoExport"]
 

@@ -26,7 +26,9 @@ from optbench.errors import OptbenchError
 from optbench.measure.accuracy import AccuracyResult, accuracy_change, measure_accuracy
 from optbench.measure.fidelity import measure_fidelity
 from optbench.measure.machine_state import check_machine_state
-from optbench.tasks import Beir, Retail, RetrievalData
+from optbench.tasks import RetrievalData
+from optbench.tasks.beir import Beir
+from optbench.tasks.retail import Retail
 
 MODELS = ("minilm-l6", "gte-large")
 # (rounds, processes per peer). Inductor takes half a minute to open a large model even from its cache, and a round takes seconds: so

@@ -26,7 +26,7 @@ from optbench.measure.latency import RoundTimes, random_inputs, time_in_rounds
 from optbench.model.checkpoint import read_body
 from optbench.model.tokenizer import encode_batch, load_tokenizer
 from optbench.run.cache import Cache
-from optbench.tasks import Retail
+from optbench.tasks.retail import Retail
 
 __all__ = ["LENGTHS", "Bench", "Built", "texts_by_length"]
 

@@ -21,8 +21,9 @@ from optbench.run.evaluate import StageEvaluator
 from optbench.run.listener import Silent
 from optbench.run.make import make_stages
 from optbench.run.plan import Options, Run, Stage
-from optbench.steps import ExportOnnx, QuantizeDynamic
-from optbench.tasks import Beir
+from optbench.steps.export_onnx import ExportOnnx
+from optbench.steps.quantize_dynamic import QuantizeDynamic
+from optbench.tasks.beir import Beir
 
 LIMIT = 0.01
 

@@ -22,15 +22,18 @@ import numpy as np
 from optbench.artifact.folder import Artifact, seal
 from optbench.artifact.manifest import Kind
 from optbench.base.source import PackageSource, PathSource, parse_source
-from optbench.engines import OpenVino
+from optbench.engines.openvino import OpenVino
 from optbench.machine.cpu import read_machine
 from optbench.measure.accuracy import Index, Side, accuracy_change, embed_texts, measure_accuracy
 from optbench.measure.encoding import TextEncoder
 from optbench.measure.statistics import Change
 from optbench.measure.subject import Subject
 from optbench.model.checkpoint import read_body
-from optbench.steps import BaseStep, ConvertOpenvino, ExportOnnx, PruneStructured
+from optbench.steps import BaseStep
 from optbench.steps.base import CalibrationTexts, EvaluationTexts, RecipeFiles, StepContext, StepReport
+from optbench.steps.convert_openvino import ConvertOpenvino
+from optbench.steps.export_onnx import ExportOnnx
+from optbench.steps.prune_structured import PruneStructured
 from optbench.tasks import JudgedTexts, PairData, RetrievalData, judged_texts, parse_task
 from optbench.tasks.general import general_texts
 from optbench.tasks.retail import Retail

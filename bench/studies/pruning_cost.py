@@ -15,7 +15,7 @@ from optbench.run.cache import Cache
 from optbench.run.listener import Silent
 from optbench.run.make import make_stages
 from optbench.run.plan import Options, Run
-from optbench.steps import PruneStructured
+from optbench.steps.prune_structured import PruneStructured
 
 
 def main() -> None:

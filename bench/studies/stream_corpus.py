@@ -23,13 +23,13 @@ from numpy.typing import NDArray
 
 from optbench.artifact.folder import Artifact, seal
 from optbench.artifact.manifest import Kind
-from optbench.engines import Torch
 from optbench.engines.base import Session
+from optbench.engines.torch import Torch
 from optbench.measure.accuracy import measure_accuracy
 from optbench.measure.encoding import TextEncoder, serve_texts
 from optbench.measure.subject import Subject
 from optbench.model.tokenizer import load_tokenizer
-from optbench.tasks import Beir
+from optbench.tasks.beir import Beir
 
 DIMENSION = 384
 TOKENS = 16

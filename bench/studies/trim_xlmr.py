@@ -24,10 +24,11 @@ from optbench.model.body import Body
 from optbench.model.checkpoint import Description, Prompts, write_layout
 from optbench.model.safetensors import encode_header
 from optbench.model.tokenizer import load_tokenizer
-from optbench.steps import TrimVocabulary
 from optbench.steps.base import CalibrationTexts, RecipeFiles, StepContext
-from optbench.tasks import Sts, XquadR
+from optbench.steps.trim_vocabulary import TrimVocabulary
 from optbench.tasks.base import PairData, RetrievalData
+from optbench.tasks.sts import Sts
+from optbench.tasks.xquadr import XquadR
 
 LANGUAGES = ("en", "fr", "de")
 ROWS = 250_002

@@ -12,7 +12,6 @@ signature of the manifest.
 """
 
 import contextlib
-import ctypes
 import errno
 import hashlib
 import os
@@ -161,6 +160,8 @@ def _move_into_place(staging: Path, destination: Path) -> None:
 
 def _exchange(one: Path, other: Path) -> bool:
     """Swap two folders in one system call; False where the kernel or the file system cannot."""
+    import ctypes
+
     if ctypes.CDLL(None, use_errno=True).renameat2(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE) == 0:
         return True
     code = ctypes.get_errno()

@@ -1,59 +1,88 @@
 """The command line.
 
-What for: the `optbench` command; `COMMANDS` registers one function a command, and the files group them by what they work on.
+What for: the `optbench` command; `COMMANDS` lists the commands, and the files group them by what they work on.
 In: arguments. Out: tables on stdout, progress and errors on stderr, an exit status.
 """
 
 import logging
 import os
 import sys
-from typing import Annotated
+from collections.abc import Iterator, Mapping
+from functools import cache
+from importlib import import_module
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 import optbench
-from optbench.cli import artifacts, init, measure, recipes, records, report
 from optbench.cli.terminal import OutputClosed, WarningHandler, print_error, print_text
 from optbench.errors import OptbenchError
 from optbench.machine.extras import missing_extra
 
 __all__ = ["app", "main"]
 
-# In the order that --help lists them.
-COMMANDS = (
-    init.init,
-    recipes.check,
-    recipes.schema,
-    recipes.plan,
-    recipes.apply,
-    report.report,
-    records.compare,
-    records.gate,
-    measure.measure,
-    measure.stability,
-    measure.scenarios,
-    measure.probe,
-    artifacts.verify,
-    artifacts.extend,
-    artifacts.publish,
-    artifacts.pull,
-)
+# Each command's file, in the order that --help lists them. Its function has the command's name.
+COMMANDS = {
+    "init": "init",
+    "check": "recipes",
+    "schema": "recipes",
+    "plan": "recipes",
+    "apply": "recipes",
+    "report": "report",
+    "compare": "records",
+    "gate": "records",
+    "measure": "measure",
+    "stability": "measure",
+    "scenarios": "measure",
+    "probe": "measure",
+    "verify": "artifacts",
+    "extend": "artifacts",
+    "publish": "artifacts",
+    "pull": "artifacts",
+}
 
 ERROR_STATUS = 2
 # What a shell reports for a program that SIGPIPE ended. Not 0: the command may not have reached its verdict.
 OUTPUT_CLOSED_STATUS = 141
 EXIT_STATUS = "Exit status: 0 success or pass, 1 fail, 2 error, 3 inconclusive, 130 interrupted."
 
+
+class _Commands(Mapping[str, Any]):
+    """The commands by name, each imported when it is first looked up: a short command does not pay for the options of all the others."""
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in COMMANDS:
+            raise KeyError(name)
+        return _command(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(COMMANDS)
+
+    def __len__(self) -> int:
+        return len(COMMANDS)
+
+
+@cache
+def _command(name: str) -> Any:
+    single = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+    single.command(epilog=EXIT_STATUS)(getattr(import_module(f"optbench.cli.{COMMANDS[name]}"), name))
+    return typer.main.get_command(single)
+
+
+class _Group(TyperGroup):
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**{**attributes, "commands": _Commands()})
+
+
 app = typer.Typer(
+    cls=_Group,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     help="Make text-embedding encoders fast on CPUs, with proof that their accuracy holds.",
     epilog=EXIT_STATUS,
 )
-
-for command in COMMANDS:
-    app.command(epilog=EXIT_STATUS)(command)
 
 
 @app.callback(invoke_without_command=True)

@@ -95,7 +95,8 @@ def stability(
     from optbench.measure.subject import Subject
     from optbench.report.table import stability_table
     from optbench.run.measure import TaskTexts, measure_text_stability
-    from optbench.tasks import Retail, load_tasks
+    from optbench.tasks import load_tasks
+    from optbench.tasks.retail import Retail
 
     tasks = parse_tasks(task) or (Retail(),)
     with watching() as watch:
@@ -136,7 +137,8 @@ def scenarios(
     from optbench.recipe.schema import Scenarios
     from optbench.report.table import Table
     from optbench.run.measure import measure_load
-    from optbench.tasks import Retail, load_tasks
+    from optbench.tasks import load_tasks
+    from optbench.tasks.retail import Retail
 
     tasks = parse_tasks(task) or (Retail(),)
     settings = validated(

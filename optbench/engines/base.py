@@ -38,8 +38,10 @@ class Session(ABC):
 
 
 class BaseEngine(Frozen, ABC):
-    """An engine's options. Subclasses add `engine: Literal["name"]`, the tag of the union in `engines/__init__.py`."""
+    """An engine's options. Subclasses narrow `engine` to their name, as `engine: Literal["openvino"] = "openvino"`."""
 
+    if TYPE_CHECKING:
+        engine: str = ""  # for type checkers; a field here would change the order of every subclass's fields
     opens: ClassVar[frozenset[Kind]]
 
     threads: Threads | None = Field(

@@ -29,7 +29,7 @@ from optbench.machine.extras import require_extra
 from optbench.machine.frozen import Frozen
 from optbench.machine.progress import Progress
 from optbench.model.checkpoint import describe
-from optbench.tasks import Retail
+from optbench.tasks.retail import Retail
 
 __all__ = ["COSINE_MIN", "LoaderRow", "Status", "check_loaders", "loader_names", "loader_texts"]
 

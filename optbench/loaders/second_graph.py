@@ -13,8 +13,8 @@ from optbench.artifact.manifest import Kind
 from optbench.errors import ArtifactError, MachineError
 from optbench.machine.cpu import read_machine
 from optbench.machine.disk import free_disk, full_disk_errors
-from optbench.steps import ConvertOpenvino
 from optbench.steps.base import StepContext
+from optbench.steps.convert_openvino import ConvertOpenvino
 
 __all__ = ["extend"]
 

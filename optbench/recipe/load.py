@@ -17,8 +17,9 @@ from pydantic_core import ErrorDetails
 
 from optbench.artifact.manifest import Kind
 from optbench.errors import RecipeError
+from optbench.machine.registry import Registry
 from optbench.recipe.schema import Recipe
-from optbench.steps import BaseStep, Step
+from optbench.steps import STEPS
 
 __all__ = ["find_recipe", "load_recipe"]
 
@@ -174,14 +175,11 @@ def _field_hint(model: type[BaseModel] | None, key: Key) -> str:
 
 
 def _locate(location: tuple[int | str, ...], data: Any) -> tuple[Key, type[BaseModel] | None]:
-    """Strip the union tags from pydantic's location, and find the model that holds the last key.
-
-    Pydantic lists a union's tag as a part of the location: steps, 2, quantize_static, alpha.
-    """
+    """Strip the names of union members from pydantic's location, and find the model that holds the last key."""
     key: list[str | int] = []
     annotation: Any = Recipe
     for position, part in enumerate(location):
-        models = {_tag_of(model): model for model in _models(annotation)}
+        models = {model.__name__: model for model in _models(annotation, data)}
         if isinstance(part, str) and isinstance(data, dict) and part in models and part not in data and len(models) > 1:
             annotation = models[part]
             continue
@@ -195,23 +193,18 @@ def _locate(location: tuple[int | str, ...], data: Any) -> tuple[Key, type[BaseM
     return tuple(key), None
 
 
-def _models(annotation: Any) -> Iterator[type[BaseModel]]:
-    """Yield the pydantic models inside an annotation, through tuples, unions and Annotated."""
+def _models(annotation: Any, data: Any) -> Iterator[type[BaseModel]]:
+    """Yield the pydantic models inside an annotation, through tuples, unions and Annotated; of a registry, the one that `data` selects."""
     if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias) and issubclass(annotation, BaseModel):
         yield annotation
         return
-    for argument in typing.get_args(annotation):
-        yield from _models(argument)
-
-
-def _tag_of(model: type[BaseModel]) -> str:
-    """The tag that selects a model in its union; the class name if it has none."""
-    for name in ("step", "engine", "task", "name"):
-        field = model.model_fields.get(name)
-        values = typing.get_args(field.annotation) if field else ()
-        if len(values) == 1 and isinstance(values[0], str):
-            return values[0]
-    return model.__name__
+    arguments = typing.get_args(annotation)
+    registry = next((argument for argument in arguments if isinstance(argument, Registry)), None)
+    if registry is not None:
+        selected = registry.selected(data)
+        arguments = () if selected is None else (selected,)
+    for argument in arguments:
+        yield from _models(argument, data)
 
 
 def _check_chain(recipe: Recipe) -> Iterator[_Problem]:
@@ -220,8 +213,7 @@ def _check_chain(recipe: Recipe) -> Iterator[_Problem]:
     for index, step in enumerate(recipe.steps):
         if given not in step.takes:
             takes = " or ".join(sorted(step.takes))
-            kinds = [kind for kind in _models(Step) if issubclass(kind, BaseStep)]
-            converters = [_tag_of(kind) for kind in kinds if kind.takes == {given} and kind.gives in step.takes]
+            converters = [name for name in STEPS if STEPS.get(name).takes == {given} and STEPS.get(name).gives in step.takes]
             earlier = next((i for i, other in enumerate(recipe.steps[:index]) if other.takes & step.takes), None)
             if converters:
                 cure = f"put {converters[0]} before it"

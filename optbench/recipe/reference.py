@@ -2,12 +2,11 @@
 
 import json
 import re
-import typing
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from optbench.recipe.schema import recipe_schema
-from optbench.steps import BaseStep, Step
+from optbench.steps import STEPS
 
 __all__ = ["render_reference"]
 
@@ -31,8 +30,7 @@ def render_reference() -> str:
     """Render the page."""
     schema = recipe_schema()
     definitions: Schema = schema["$defs"]
-    steps: tuple[type[BaseStep], ...] = typing.get_args(typing.get_args(Step)[0])
-    kinds = {step.model_fields["step"].default: f"Takes {' or '.join(sorted(step.takes))}, gives {step.gives}." for step in steps}
+    kinds = {name: f"Takes {' or '.join(sorted(step.takes))}, gives {step.gives}." for name, step in zip(STEPS, STEPS.all(), strict=True)}
     parts = [HEAD, _section("The recipe", 2, schema)]
     done: set[str] = set()
     for reference in _references(schema, definitions, skip={key for key, _, _ in UNIONS}):

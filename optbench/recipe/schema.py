@@ -16,7 +16,8 @@ from optbench.engines import Engine, default_engine
 from optbench.machine.cpu import Isa
 from optbench.machine.frozen import Frozen
 from optbench.steps import Step
-from optbench.tasks import Retail, Task
+from optbench.tasks import Task
+from optbench.tasks.retail import Retail
 
 if TYPE_CHECKING:
     from optbench.machine.floor import WeightFormat

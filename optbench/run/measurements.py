@@ -7,7 +7,10 @@ from datetime import UTC, datetime
 import optbench
 from optbench.artifact.folder import Artifact
 from optbench.base.origin import read_origin
-from optbench.engines import Engine, OnnxRuntime, OpenVino, Torch
+from optbench.engines import Engine
+from optbench.engines.onnxruntime import OnnxRuntime
+from optbench.engines.openvino import OpenVino
+from optbench.engines.torch import Torch
 from optbench.machine.cpu import usable_threads
 from optbench.machine.versions import library_versions
 from optbench.measure.latency import ServingTimes, Timing, measure_serving

@@ -22,8 +22,9 @@ from optbench.machine.versions import library_versions
 from optbench.recipe.schema import Recipe
 from optbench.run.cache import Cache
 from optbench.run.inputs import Resolution, resolve
-from optbench.steps import ExportOnnx, Step
+from optbench.steps import Step
 from optbench.steps.base import Input, StepReport
+from optbench.steps.export_onnx import ExportOnnx
 from optbench.steps.pruning.latency import FIT_VERSION, LayerTimes, probe_bodies
 from optbench.tasks import JudgedTexts, Task, judged_texts
 from optbench.tasks.general import general_texts

@@ -1,58 +1,32 @@
 """Steps: each turns one artifact into another, and is itself an entry of a recipe.
 
 In: a sealed artifact, and the inputs that the step declares (`BaseStep.inputs`). Out: the files of a new artifact and a `StepReport`:
-what was matched, what was refused and why. The union `Step` is the registry: a new step is its file, a line there and its test.
+what was matched, what was refused and why. `STEPS` is the registry: a new step is its file, a line there and its test.
 """
 
 from typing import Annotated
 
-from pydantic import Field
-
+from optbench.machine.registry import Registry
 from optbench.steps.base import BaseStep, StepContext, StepReport
-from optbench.steps.compress_tables import CompressTables
-from optbench.steps.compress_weights import CompressWeights
-from optbench.steps.convert_openvino import ConvertOpenvino
-from optbench.steps.distill import Distill
-from optbench.steps.export_onnx import ExportOnnx
-from optbench.steps.finetune import Finetune
-from optbench.steps.fuse_graph import FuseGraph
-from optbench.steps.prune_structured import PruneStructured
-from optbench.steps.quantize_dynamic import QuantizeDynamic
-from optbench.steps.quantize_static import QuantizeStatic
-from optbench.steps.quantize_static_qdq import QuantizeStaticQdq
-from optbench.steps.trim_vocabulary import TrimVocabulary
 
-__all__ = [
-    "BaseStep",
-    "CompressTables",
-    "CompressWeights",
-    "ConvertOpenvino",
-    "Distill",
-    "ExportOnnx",
-    "Finetune",
-    "FuseGraph",
-    "PruneStructured",
-    "QuantizeDynamic",
-    "QuantizeStatic",
-    "QuantizeStaticQdq",
-    "Step",
-    "StepContext",
-    "StepReport",
-    "TrimVocabulary",
-]
+__all__ = ["STEPS", "BaseStep", "Step", "StepContext", "StepReport"]
 
-Step = Annotated[
-    PruneStructured
-    | Distill
-    | Finetune
-    | TrimVocabulary
-    | ExportOnnx
-    | FuseGraph
-    | ConvertOpenvino
-    | QuantizeDynamic
-    | QuantizeStatic
-    | QuantizeStaticQdq
-    | CompressWeights
-    | CompressTables,
-    Field(discriminator="step"),
-]
+STEPS = Registry[BaseStep](
+    "step",
+    __name__,
+    {
+        "prune_structured": "PruneStructured",
+        "distill": "Distill",
+        "finetune": "Finetune",
+        "trim_vocabulary": "TrimVocabulary",
+        "export_onnx": "ExportOnnx",
+        "fuse_graph": "FuseGraph",
+        "convert_openvino": "ConvertOpenvino",
+        "quantize_dynamic": "QuantizeDynamic",
+        "quantize_static": "QuantizeStatic",
+        "quantize_static_qdq": "QuantizeStaticQdq",
+        "compress_weights": "CompressWeights",
+        "compress_tables": "CompressTables",
+    },
+)
+Step = Annotated[BaseStep, STEPS]

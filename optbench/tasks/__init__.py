@@ -4,41 +4,32 @@ In: a recipe's `tasks` entry or the command line's `--task`, and the files, pack
 Out: queries, documents and human judgments (`RetrievalData`) or scored sentence pairs (`PairData`) in each language; texts to calibrate
 on that are not in the test (`CalibrationTexts`); and the test texts, for training to avoid (`JudgedTexts`).
 
-The union `Task` is the registry.
+`TASKS` is the registry.
 """
 
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field
-
 from optbench.errors import TaskError
+from optbench.machine.registry import Registry
 from optbench.tasks.base import BaseTask, CalibrationTexts, PairData, RetrievalData, load_tasks
-from optbench.tasks.beir import Beir
 from optbench.tasks.judged import JudgedTexts, judged_texts
-from optbench.tasks.mteb import Mteb
-from optbench.tasks.retail import Retail
-from optbench.tasks.sts import Sts
-from optbench.tasks.xquadr import XquadR
 
 __all__ = [
+    "TASKS",
     "BaseTask",
-    "Beir",
     "CalibrationTexts",
     "JudgedTexts",
-    "Mteb",
     "PairData",
-    "Retail",
     "RetrievalData",
-    "Sts",
     "Task",
-    "XquadR",
     "judged_texts",
     "load_tasks",
     "parse_task",
 ]
 
-Task = Annotated[Retail | Beir | XquadR | Sts | Mteb, Field(discriminator="task")]
+TASKS = Registry[BaseTask]("task", __name__, {"retail": "Retail", "beir": "Beir", "xquadr": "XquadR", "sts": "Sts", "mteb": "Mteb"})
+Task = Annotated[BaseTask, TASKS]
 
 ACCEPTED = (
     "`retail` (the embedded synthetic task), a BEIR folder (corpus.jsonl[.gz], queries.jsonl, qrels/test.tsv), "
@@ -52,6 +43,12 @@ def parse_task(text: str) -> Task:
     Raises:
         TaskError: `text` names no task; lists the accepted forms.
     """
+    from optbench.tasks.beir import Beir
+    from optbench.tasks.mteb import Mteb
+    from optbench.tasks.retail import Retail
+    from optbench.tasks.sts import Sts
+    from optbench.tasks.xquadr import XquadR
+
     if text == "retail":
         return Retail()
     if text.startswith("mteb:"):

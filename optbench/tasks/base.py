@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import zip_longest
 from pathlib import Path
-from typing import Literal, TextIO
+from typing import TYPE_CHECKING, Literal, TextIO
 
 from pydantic import Field
 
@@ -128,7 +128,10 @@ class CalibrationTexts:
 
 
 class BaseTask(Frozen, ABC):
-    """A task's options. A subclass adds `task: Literal["name"]`, the discriminator of the union `Task`."""
+    """A task's options. Subclasses narrow `task` to their name, as `task: Literal["beir"] = "beir"`."""
+
+    if TYPE_CHECKING:
+        task: str = ""  # for type checkers; a field here would change the order of every subclass's fields
 
     weight: float = Field(
         default=1.0, gt=0, allow_inf_nan=False, description="Weight in the mean over tasks, shared equally by the task's languages."

@@ -78,8 +78,7 @@ def printed(*arguments: str, status: int = 0) -> dict[str, Any]:
 
 
 def test_every_command_has_a_section() -> None:
-    commands = {command.__name__ for command in cli.COMMANDS}
-    assert {name.split()[0] for name in documented()} == commands | {"every", "error"}
+    assert {name.split()[0] for name in documented()} == {*cli.COMMANDS, "every", "error"}
 
 
 def test_check_and_schema_and_plan(tmp_path: Path) -> None:

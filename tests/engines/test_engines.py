@@ -13,8 +13,11 @@ from pydantic import TypeAdapter
 
 from optbench.artifact.folder import Artifact
 from optbench.artifact.manifest import Kind
-from optbench.engines import BaseEngine, Engine, OnnxRuntime, OpenVino, Session, Torch, default_engine
+from optbench.engines import BaseEngine, Engine, Session, default_engine
 from optbench.engines.onednn import MAX_ISA, max_isa_variables, stay_off_amx
+from optbench.engines.onnxruntime import OnnxRuntime
+from optbench.engines.openvino import OpenVino
+from optbench.engines.torch import Torch
 from optbench.errors import EngineError
 from optbench.machine.cpu import Machine, read_machine
 

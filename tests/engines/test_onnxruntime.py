@@ -16,8 +16,7 @@ from pydantic import ValidationError
 
 from optbench.artifact.folder import Artifact
 from optbench.artifact.manifest import Kind
-from optbench.engines import OnnxRuntime
-from optbench.engines.onnxruntime import Optimizer
+from optbench.engines.onnxruntime import OnnxRuntime, Optimizer
 from optbench.errors import EngineError
 from optbench.machine.cpu import usable_threads
 

@@ -14,10 +14,9 @@ from pydantic import ValidationError
 
 from optbench.artifact.folder import Artifact, copy_companions
 from optbench.artifact.manifest import Kind
-from optbench.engines import OpenVino
 from optbench.engines import openvino as engine_module
 from optbench.engines.onednn import MAX_ISA
-from optbench.engines.openvino import STATIC_LENGTHS, _OpenVinoSession
+from optbench.engines.openvino import STATIC_LENGTHS, OpenVino, _OpenVinoSession
 from optbench.errors import EngineError
 from optbench.machine.cpu import read_machine
 

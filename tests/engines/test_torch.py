@@ -11,9 +11,8 @@ import torch
 
 from optbench.artifact.folder import Artifact
 from optbench.artifact.manifest import Kind
-from optbench.engines import Torch
 from optbench.engines import torch as engine_module
-from optbench.engines.torch import _TorchSession
+from optbench.engines.torch import Torch, _TorchSession
 from optbench.errors import EngineError
 from optbench.machine.cpu import read_machine
 

@@ -13,7 +13,11 @@ from scipy import stats
 from optbench.artifact.folder import Artifact
 from optbench.errors import MeasureError, TaskError
 from optbench.measure.accuracy import AccuracyResult, Encode, accuracy_change, embed_texts, measure_accuracy, spearman_by_pair
-from optbench.tasks import Beir, PairData, Retail, RetrievalData, Sts, XquadR
+from optbench.tasks import PairData, RetrievalData
+from optbench.tasks.beir import Beir
+from optbench.tasks.retail import Retail
+from optbench.tasks.sts import Sts
+from optbench.tasks.xquadr import XquadR
 from tests.conftest import accuracy_of
 
 DATA = Path(os.environ.get("OPTBENCH_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))

@@ -8,7 +8,7 @@ import pytest
 
 from optbench.artifact.folder import Artifact
 from optbench.artifact.manifest import Kind
-from optbench.engines import OnnxRuntime
+from optbench.engines.onnxruntime import OnnxRuntime
 from optbench.measure import subject as subject_module
 from optbench.measure.encoding import TextEncoder
 from optbench.measure.subject import Subject

@@ -6,7 +6,8 @@ import pytest
 
 from optbench.artifact.folder import Artifact
 from optbench.artifact.manifest import Kind
-from optbench.engines import OnnxRuntime, OpenVino
+from optbench.engines.onnxruntime import OnnxRuntime
+from optbench.engines.openvino import OpenVino
 from optbench.errors import EngineError
 from optbench.measure.latency import WARM_RUNS_MAX, measure_latency, measure_serving, time_candidates, warm_until_stable
 from optbench.measure.subject import Subject

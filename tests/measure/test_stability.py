@@ -11,7 +11,10 @@ from numpy.typing import NDArray
 
 from optbench.artifact.folder import Artifact, copy_companions, seal
 from optbench.artifact.manifest import Kind
-from optbench.engines import Engine, OnnxRuntime, OpenVino, Torch
+from optbench.engines import Engine
+from optbench.engines.onnxruntime import OnnxRuntime
+from optbench.engines.openvino import OpenVino
+from optbench.engines.torch import Torch
 from optbench.errors import EngineError, MeasureError
 from optbench.machine.cpu import Isa, read_machine, usable_threads
 from optbench.measure import subject as subject_module

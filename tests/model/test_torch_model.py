@@ -17,7 +17,9 @@ from optbench.artifact.manifest import Kind, LayerSize
 from optbench.base.entry import Base
 from optbench.base.obtain import obtain_base
 from optbench.encoder import load
-from optbench.engines import OnnxRuntime, OpenVino, Torch
+from optbench.engines.onnxruntime import OnnxRuntime
+from optbench.engines.openvino import OpenVino
+from optbench.engines.torch import Torch
 from optbench.errors import BaseModelError
 from optbench.machine.cpu import read_machine
 from optbench.model.body import Body

@@ -18,7 +18,9 @@ from optbench.run.cache import Cache
 from optbench.run.evaluate import StageEvaluator, judged_fidelity
 from optbench.run.listener import Silent
 from optbench.run.plan import Item, Options, Run, Stage
-from optbench.steps import Distill, QuantizeStatic, Step
+from optbench.steps import Step
+from optbench.steps.distill import Distill
+from optbench.steps.quantize_static import QuantizeStatic
 from tests.conftest import accuracy_of
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "gte-large.yaml"

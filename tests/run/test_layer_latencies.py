@@ -19,7 +19,7 @@ from optbench.run.cache import Cache
 from optbench.run.layer_latencies import measure_layer_latencies
 from optbench.run.listener import Silent
 from optbench.run.plan import Item, Options, Run, Stage, finishing_steps
-from optbench.steps import QuantizeStatic
+from optbench.steps.quantize_static import QuantizeStatic
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 

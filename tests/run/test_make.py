@@ -16,8 +16,9 @@ from optbench.run.inputs import Resolution
 from optbench.run.listener import Silent
 from optbench.run.make import Maker
 from optbench.run.plan import Item, Options, Run, StepOutcome
-from optbench.steps import Distill, ExportOnnx
 from optbench.steps.base import ResumeFolder
+from optbench.steps.distill import Distill
+from optbench.steps.export_onnx import ExportOnnx
 from tests.run.runs import Listening, leave_unfinished
 
 RECIPES = Path(__file__).parents[2] / "recipes"

@@ -24,8 +24,8 @@ from optbench.run.listener import Silent
 from optbench.run.measure import query_rows
 from optbench.run.measurements import Served, measure_served
 from optbench.run.plan import Item, Options, Run, Stage
-from optbench.steps import ExportOnnx
-from optbench.tasks import Retail
+from optbench.steps.export_onnx import ExportOnnx
+from optbench.tasks.retail import Retail
 from tests.measure.load.test_concurrency import result
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "minilm-l6.yaml"

@@ -23,8 +23,9 @@ from optbench.machine.cpu import read_machine
 from optbench.model.body import Body
 from optbench.model.checkpoint import Description, Prompts, read_body, write_layout
 from optbench.model.tokenizer import encode_batch, load_tokenizer
-from optbench.steps import TrimVocabulary, trim_vocabulary
+from optbench.steps import trim_vocabulary
 from optbench.steps.base import CalibrationTexts, RecipeFiles, StepContext, StepReport
+from optbench.steps.trim_vocabulary import TrimVocabulary
 
 DATA = Path(os.environ.get("OPTBENCH_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))
 ENGLISH = ["waterproof running shoes for women", "usb-c charger, 65 w", "the lamp is red and the table is oak"]

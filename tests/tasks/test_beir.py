@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from optbench.errors import TaskError
-from optbench.tasks import Beir
+from optbench.tasks.beir import Beir
 
 CORPUS = [
     {"_id": "d1", "title": "Silent mouse", "text": "black"},

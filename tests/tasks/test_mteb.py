@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from optbench.errors import TaskError
 from optbench.measure.accuracy import measure_accuracy
-from optbench.tasks import Mteb, PairData, RetrievalData, load_tasks, parse_task
+from optbench.tasks import PairData, RetrievalData, load_tasks, parse_task
+from optbench.tasks.mteb import Mteb
 
 CORPUS = [
     {"_id": "d1", "title": "Silent mouse", "text": "black"},

@@ -6,7 +6,7 @@ from types import ModuleType
 
 import pytest
 
-from optbench.tasks import Retail
+from optbench.tasks.retail import Retail
 
 GENERATOR = Path(__file__).parents[2] / "bench" / "make_retail_task.py"
 

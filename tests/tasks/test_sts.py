@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 
 from optbench.errors import TaskError
-from optbench.tasks import Sts, load_tasks, parse_task
+from optbench.tasks import load_tasks, parse_task
+from optbench.tasks.sts import Sts
 
 
 def write(tmp_path: Path, content: str, name: str = "stsb-de-test.csv") -> Path:

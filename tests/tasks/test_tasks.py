@@ -6,7 +6,11 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from optbench.errors import TaskError
-from optbench.tasks import Beir, Retail, Sts, Task, XquadR, parse_task
+from optbench.tasks import Task, parse_task
+from optbench.tasks.beir import Beir
+from optbench.tasks.retail import Retail
+from optbench.tasks.sts import Sts
+from optbench.tasks.xquadr import XquadR
 
 
 def test_word_retail_is_the_embedded_task() -> None:

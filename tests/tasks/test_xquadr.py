@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from optbench.errors import TaskError
-from optbench.tasks import XquadR, judged_texts, load_tasks, parse_task
+from optbench.tasks import judged_texts, load_tasks, parse_task
+from optbench.tasks.xquadr import XquadR
 
 CONTEXT = "Rome has seven hills. Paris has one river. Nobody counted. Rome has seven hills."
 

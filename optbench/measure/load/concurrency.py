@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from optbench.artifact.folder import Artifact
-from optbench.engines import Engine, OpenVino, Session
+from optbench.engines import Engine, Session
+from optbench.engines.openvino import OpenVino
 from optbench.errors import MeasureError
 from optbench.machine.cpu import usable_threads
 from optbench.machine.progress import Progress, silent

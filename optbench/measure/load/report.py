@@ -6,7 +6,9 @@ from typing import Literal, NamedTuple
 
 from pydantic import JsonValue
 
-from optbench.engines import Engine, OnnxRuntime, OpenVino
+from optbench.engines import Engine
+from optbench.engines.onnxruntime import OnnxRuntime
+from optbench.engines.openvino import OpenVino
 from optbench.machine.frozen import Frozen
 from optbench.measure.footprint import MemorySample
 from optbench.measure.load.scenarios import HighestRate, Latencies, Offline, ServerRun, SingleStream, mlperf_queries

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from optbench.errors import StepError
-from optbench.tasks import Beir, JudgedTexts
+from optbench.tasks import JudgedTexts
 from optbench.tasks.base import LINE_CHARACTERS_MAX, open_lines
+from optbench.tasks.beir import Beir
 
 __all__ = ["Pairs", "check_no_test_query", "pair_files", "read_pairs"]
 

@@ -10,7 +10,8 @@ from pydantic import Field
 from optbench.errors import StepError
 from optbench.model.checkpoint import Prompts, read_prompts
 from optbench.steps.base import CalibrationTexts, EvaluationTexts, RecipeFiles, StepContext
-from optbench.tasks import Beir, JudgedTexts, judged_texts
+from optbench.tasks import JudgedTexts, judged_texts
+from optbench.tasks.beir import Beir
 from optbench.tasks.corpus import find_corpus, read_corpus
 
 if TYPE_CHECKING:

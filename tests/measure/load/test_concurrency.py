@@ -8,7 +8,9 @@ from numpy.typing import NDArray
 
 from optbench.artifact.folder import Artifact
 from optbench.artifact.manifest import Kind
-from optbench.engines import OnnxRuntime, OpenVino, Torch
+from optbench.engines.onnxruntime import OnnxRuntime
+from optbench.engines.openvino import OpenVino
+from optbench.engines.torch import Torch
 from optbench.errors import MeasureError
 from optbench.measure.footprint import MemorySample
 from optbench.measure.load.concurrency import REAL_QUERIES, concurrency_models, make_batches, run_scenarios

@@ -20,7 +20,8 @@ from optbench.steps.base import EvaluationTexts, RecipeFiles, ResumeFolder, Step
 from optbench.steps.finetune import Finetune
 from optbench.steps.training.fake_quantization import fake_quantized
 from optbench.steps.training.pairs import Pairs, check_no_test_query, read_pairs
-from optbench.tasks import Beir, JudgedTexts, judged_texts
+from optbench.tasks import JudgedTexts, judged_texts
+from optbench.tasks.beir import Beir
 from tests.conftest import WORDS
 
 OPTIONS: dict[str, Any] = {"learning_rate": 1e-3, "batch": 16, "negatives": 2, "evaluations": 3, "precision": "fp32", "temperature": 0.1}

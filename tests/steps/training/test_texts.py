@@ -10,8 +10,9 @@ from optbench.artifact.folder import Artifact
 from optbench.errors import StepError
 from optbench.model.checkpoint import Prompts
 from optbench.steps.training.texts import check_known, check_not_judged, excerpts, read_texts, text_files
-from optbench.tasks import JudgedTexts, Sts, judged_texts
+from optbench.tasks import JudgedTexts, judged_texts
 from optbench.tasks.beir import Beir
+from optbench.tasks.sts import Sts
 
 PROMPTS = Prompts(query="query: ", document="passage: ")
 
