@@ -1,5 +1,6 @@
 """Commands on artifacts: verify, extend, publish, pull."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -111,6 +112,9 @@ def publish(
         str, typer.Argument(metavar="DESTINATION", help="A folder, an fsspec URL (s3://, gs://), hf://org/name or oci://host/name:tag.")
     ],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the files that would be sent, and send nothing.")] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Read every file that is already there, and send again those that are damaged.")
+    ] = False,
     allow_inconclusive: Annotated[bool, typer.Option("--allow-inconclusive", help="Publish even if the verdict is inconclusive.")] = False,
     license_checked: Annotated[
         bool,
@@ -121,7 +125,7 @@ def publish(
     pull_request: Annotated[bool, typer.Option("--pull-request", help="Open a pull request; hf:// only.")] = False,
     sign: Annotated[
         Path | None,
-        typer.Option("--sign", help="Sign with this minisign secret key. OPTBENCH_SIGN_PASSWORD holds its password, if it has one."),
+        typer.Option("--sign", help="Sign with this minisign secret key; its password, if any, may be in OPTBENCH_SIGN_PASSWORD."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -129,18 +133,21 @@ def publish(
 
     Exits with 1 if the verdict is fail, with 3 if it is inconclusive, with 2 for any other reason not to publish.
     """
-    from optbench.publish import clear, open_destination
+    from optbench.publish import clear, open_destination, secret_key
     from optbench.publish import publish as send
     from optbench.record.verdict import Outcome
 
+    if repair and pull_request:
+        raise typer.BadParameter("cannot be combined with --pull-request, which leaves the branch as it was", param_hint="--repair")
     target = open_destination(destination, pull_request=pull_request)
-    with watching() as watch:
+    # The key first: its password is asked for, or found to be wrong, before gigabytes are hashed.
+    with secret_key(sign) if sign else nullcontext() as key, watching() as watch:
         watch.begin("check")
         clearance = clear(artifact, allow_inconclusive=allow_inconclusive, license_checked=license_checked)
         watch.end("may be published" if not clearance.reasons else "may not be published")
         if not clearance.reasons:
             watch.begin(f"publish to {target.url}")
-            published = send(artifact, target, watch.update, sign_with=sign, dry_run=dry_run)
+            published = send(artifact, target, watch.update, key=key, repair=repair, dry_run=dry_run)
             verb = "would send" if dry_run else "sent"
             watch.end(f"{verb} {len(published.sent)} of {published.files} files, {published.sent_bytes / 1e6:.1f} MB")
     if clearance.reasons:
@@ -151,8 +158,11 @@ def publish(
     if as_json:
         print_json("publish", published=published.model_dump(mode="json"), **clearance.model_dump(mode="json"))
         return
-    for line in [f"{verb} {name}" for name in published.sent] or ["everything is already there"]:
-        print_line(line)
+    for name in published.sent:
+        print_line(f"{verb} {name}{', which was damaged there' if name in published.repaired else ''}")
+    if not published.sent:
+        by = ", by name and size; --repair compares every byte" if published.compared == "sizes" else ", byte for byte" if repair else ""
+        print_line(f"everything is already there{by}")
     print_line(f"{published.where}  sha256 {published.sha256}")
 
 

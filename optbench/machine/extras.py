@@ -11,6 +11,8 @@ EXTRAS = {
     "build": ("torch", "transformers", "nncf", "onnx_ir", "onnxscript", "threadpoolctl"),
     "train": ("accelerate", "datasets", "sentence_transformers"),
     "publish": ("minisign", "oras"),
+    "s3": ("s3fs",),
+    "gcs": ("gcsfs",),
     "report": ("altair", "jinja2", "vl_convert"),
     "mteb": ("mteb",),
     "loaders": ("fastembed",),

@@ -6,9 +6,12 @@ copy in a local folder. Each destination is one file here and one line in `DESTI
 
 import hashlib
 import os
+import re
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from filelock import FileLock, Timeout
 
@@ -17,15 +20,18 @@ from optbench.artifact.manifest import MANIFEST, MANIFEST_BYTES_MAX, SIGNATURE, 
 from optbench.errors import ArtifactError, MachineError, PublishError
 from optbench.machine.disk import free_disk, full_disk_errors
 from optbench.machine.frozen import Frozen
-from optbench.publish.base import SIGNATURE_BYTES_MAX, Destination, Progress, read_bundle
+from optbench.publish.base import SIGNATURE_BYTES_MAX, Bundle, Destination, Progress, read_bundle
 from optbench.publish.filesystem import FileSystem
 from optbench.publish.gate import Clearance, clear, published_record
 from optbench.publish.hub import RECIPE_LABEL, Hub
 from optbench.publish.oci import Registry
-from optbench.publish.signature import check_signature, sign
+from optbench.publish.signature import check_signature, secret_key, sign
 from optbench.record.audit import audit, name_problems
 
-__all__ = ["Clearance", "Published", "Pulled", "clear", "open_destination", "publish", "pull"]
+if TYPE_CHECKING:
+    from minisign import SecretKey
+
+__all__ = ["Clearance", "Published", "Pulled", "clear", "open_destination", "publish", "pull", "secret_key"]
 
 
 class Published(Frozen):
@@ -35,6 +41,8 @@ class Published(Frozen):
         where: the address of this publication: a commit, a tag, a folder.
         files: number of files.
         sent: names of the uploaded files; the destination already had the others.
+        repaired: those of `sent` that the destination had with other bytes; found by reading every file there.
+        compared: what the files already there were compared by: their `hashes`, or only their names and `sizes`.
         dry_run: nothing was sent; `sent` names what would be.
     """
 
@@ -43,6 +51,8 @@ class Published(Frozen):
     sha256: str
     files: int
     sent: tuple[str, ...]
+    repaired: tuple[str, ...]
+    compared: Literal["hashes", "sizes"]
     sent_bytes: int
     signed: bool
     dry_run: bool
@@ -67,6 +77,8 @@ class Pulled(Frozen):
 
 # By the scheme of an address; FileSystem takes every other address.
 DESTINATIONS: dict[str, Callable[[str], Destination]] = {"hf": Hub, "oci": Registry}
+# A URL with too few slashes, which would otherwise name a new local folder.
+MISTYPED = re.compile(r"(?P<scheme>hf|oci|file|memory|s3a?|gc?s|az|abfss?|https?):/?(?P<rest>[^/].*)?")
 
 
 def open_destination(url: str, *, pull_request: bool = False) -> Destination:
@@ -75,6 +87,8 @@ def open_destination(url: str, *, pull_request: bool = False) -> Destination:
     Raises:
         PublishError: not such an address, or a destination without pull requests.
     """
+    if (typo := MISTYPED.fullmatch(url)) and not Path(url).exists():
+        raise PublishError(f"{url}: not an address; write {typo['scheme']}://{typo['rest'] or ''}, or ./{url} for a folder of that name")
     destination = DESTINATIONS.get(url.partition("://")[0], FileSystem)
     if not pull_request:
         return destination(url)
@@ -84,37 +98,62 @@ def open_destination(url: str, *, pull_request: bool = False) -> Destination:
 
 
 def publish(
-    folder: Path, destination: Destination, progress: Progress, *, sign_with: Path | None = None, dry_run: bool = False
+    folder: Path,
+    destination: Destination,
+    progress: Progress,
+    *,
+    key: "SecretKey | None" = None,
+    repair: bool = False,
+    dry_run: bool = False,
 ) -> Published:
     """Upload a folder that `clear` has approved; with `dry_run`, only find out what would be sent.
 
-    With `sign_with`, a minisign secret-key file, the signature is also written to the folder.
+    `key` signs it; only the destination gets the signature. `repair` reads every file that is already there and sends again what is
+    damaged.
 
     Raises:
-        PublishError: the destination refuses or cannot be reached; the next run resumes.
+        PublishError: the destination refuses, cannot be reached, or keeps a damaged file; the next run resumes.
     """
     manifest = (folder / MANIFEST).read_bytes()
     record = published_record(folder)
     labels = {RECIPE_LABEL: record.recipe_sha256, "org.opencontainers.image.licenses": record.recipe.base.license}
-    bundle = read_bundle(folder, manifest, labels)
-    if sign_with is not None and not dry_run:
-        (folder / SIGNATURE).write_bytes(sign(manifest, sign_with, bundle.title))
-        bundle = read_bundle(folder, manifest, labels)
-    if dry_run:
-        sent, where = tuple(destination.missing(bundle)), destination.url
-    else:
-        uploaded = destination.upload(bundle, progress)
-        sent, where = uploaded.sent, uploaded.where
+    with tempfile.TemporaryDirectory(prefix="optbench-publish-") as scratch:
+        bundle = read_bundle(folder, manifest, labels, Path(scratch))
+        if key is not None:
+            bundle = bundle.signed(sign(manifest, key, bundle.title))
+        missing = destination.missing(bundle)
+        if bundle.signature is None:
+            bundle = _keep_signature(bundle, destination, missing)
+        damaged = destination.damaged(bundle, [name for name in bundle.files if name not in missing], progress) if repair else []
+        names = [name for name in bundle.files if name in {*missing, *damaged}]
+        where = destination.url
+        if not dry_run:
+            where = destination.upload(bundle, names, progress).where
+            if still := destination.damaged(bundle, damaged, progress):
+                raise PublishError(
+                    f"{destination.url}: keeps other bytes of {', '.join(still)} though it took these again; have its operator delete "
+                    f"sha256 {bundle.files[still[0]].sha256}, or publish to another place"
+                )
     return Published(
         destination=destination.url,
         where=where,
         sha256=hashlib.sha256(manifest).hexdigest(),
         files=len(bundle.files),
-        sent=sent,
-        sent_bytes=sum(bundle.files[name].size_bytes for name in sent),
-        signed=bundle.signature is not None or sign_with is not None,
+        sent=tuple(names),
+        repaired=tuple(damaged),
+        compared="hashes" if repair else destination.compares,
+        sent_bytes=sum(bundle.files[name].size_bytes for name in names),
+        signed=bundle.signature is not None,
         dry_run=dry_run,
     )
+
+
+def _keep_signature(bundle: Bundle, destination: Destination, missing: list[str]) -> Bundle:
+    """With the signature that an earlier publication of the same artifact has added there."""
+    if MANIFEST in missing or destination.read(MANIFEST, MANIFEST_BYTES_MAX) != bundle.manifest:
+        return bundle
+    signature = destination.read(SIGNATURE, SIGNATURE_BYTES_MAX)
+    return bundle if signature is None else bundle.signed(signature)
 
 
 def pull(source: Destination, folder: Path, progress: Progress, *, public_key: str | None = None, sha256: str | None = None) -> Pulled:
@@ -208,7 +247,10 @@ def _fetch(source: Destination, name: str, entry: FileEntry, target: Path, repor
     if (size_bytes, sha256) != (entry.size_bytes, entry.sha256):
         if size_bytes == entry.size_bytes:
             partial.unlink()
-            raise ArtifactError(f"{source.url}/{name}: sha256 is {sha256}, but its manifest says {entry.sha256}; the download was deleted")
+            raise ArtifactError(
+                f"{source.url}/{name}: sha256 is {sha256}, but its manifest says {entry.sha256}; the download was deleted; its publisher "
+                "can send that file again with optbench publish --repair"
+            )
         raise PublishError(f"{source.url}/{name}: ended after {size_bytes} of {entry.size_bytes} bytes; run again to resume")
     partial.replace(target)
     return fetched_bytes

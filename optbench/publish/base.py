@@ -1,11 +1,12 @@
 """The interface of a destination: a place to upload an artifact's files to and download them from."""
 
 import hashlib
+import io
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, Literal, Self, cast
 from urllib.parse import urlsplit, urlunsplit
 
 from optbench.artifact.manifest import MANIFEST, MANIFEST_BYTES_MAX, SIGNATURE, FileEntry, Manifest, parse_manifest
@@ -24,7 +25,9 @@ class Bundle:
 
     Attributes:
         files: every file by name, including manifest and signature.
+        signature: of the manifest; None if unsigned.
         labels: annotations for destinations that support them, such as the license and the recipe's hash.
+        scratch: a folder that holds the signature, so that signing leaves the artifact's own folder unchanged.
     """
 
     folder: Path
@@ -32,11 +35,22 @@ class Bundle:
     manifest: bytes
     signature: bytes | None
     labels: Mapping[str, str]
+    scratch: Path
 
     @property
     def title(self) -> str:
         """One line for a commit message or an annotation."""
         return f"optbench artifact {hashlib.sha256(self.manifest).hexdigest()[:12]}"
+
+    def path(self, name: str) -> Path:
+        """Where a file's bytes are on this machine."""
+        return (self.scratch if name == SIGNATURE else self.folder) / name
+
+    def signed(self, signature: bytes) -> Self:
+        """The same files with this signature."""
+        (self.scratch / SIGNATURE).write_bytes(signature)
+        files = {name: entry for name, entry in self.files.items() if name not in (SIGNATURE, MANIFEST)}
+        return replace(self, files={**files, SIGNATURE: _entry(signature), MANIFEST: _entry(self.manifest)}, signature=signature)
 
 
 @dataclass(frozen=True)
@@ -52,9 +66,11 @@ class Destination(ABC):
 
     Attributes:
         url: the address for messages and records, without user name, password or query.
+        compares: what `missing` goes by: the hashes of the files there, or only their names and sizes.
     """
 
     url: str
+    compares: Literal["hashes", "sizes"] = "hashes"
 
     @abstractmethod
     def read(self, name: str, bytes_max: int) -> bytes | None:
@@ -65,12 +81,26 @@ class Destination(ABC):
         """Names of the files that an upload would have to send. Changes nothing."""
 
     @abstractmethod
-    def upload(self, bundle: Bundle, progress: Progress) -> Uploaded:
-        """Upload the missing files, the manifest last. If interrupted at any point, the next call resumes."""
+    def upload(self, bundle: Bundle, names: Sequence[str], progress: Progress) -> Uploaded:
+        """Upload these files of the bundle, the manifest last. If interrupted at any point, the next publication resumes."""
 
     @abstractmethod
     def download(self, name: str, entry: FileEntry, file: BinaryIO, report: Callable[[int], None]) -> None:
         """Append a file's content from offset `file.tell()` on, at most to the size in `entry`. The caller checks the hash."""
+
+    def damaged(self, bundle: Bundle, names: Iterable[str], progress: Progress) -> list[str]:
+        """Those of the published files `names` that differ from the bundle's; every byte of them is read."""
+        entries = {name: bundle.files[name] for name in names}
+        total, done = sum(entry.size_bytes for entry in entries.values()) or 1, 0
+        found = []
+        for name, entry in entries.items():
+            progress(f"reading {name}", done / total)
+            content = _Hashed()
+            self.download(name, entry, cast("BinaryIO", content), lambda _: None)
+            if (content.tell(), content.sha256) != (entry.size_bytes, entry.sha256):
+                found.append(name)
+            done += entry.size_bytes
+        return found
 
     def read_manifest(self) -> Manifest | None:
         """The manifest of the published artifact; None if there is none."""
@@ -78,14 +108,35 @@ class Destination(ABC):
         return None if content is None else parse_manifest(content, f"{self.url}/{MANIFEST}")
 
 
-def read_bundle(folder: Path, manifest: bytes, labels: Mapping[str, str]) -> Bundle:
-    """The bundle of a sealed folder, with its signature if it has one."""
-    files = dict(parse_manifest(manifest, str(folder / MANIFEST)).files)
-    signature = (folder / SIGNATURE).read_bytes() if (folder / SIGNATURE).is_file() else None
-    for name, content in ((SIGNATURE, signature), (MANIFEST, manifest)):
-        if content is not None:
-            files[name] = FileEntry(sha256=hashlib.sha256(content).hexdigest(), size_bytes=len(content))
-    return Bundle(folder, files, manifest, signature, labels)
+class _Hashed(io.RawIOBase):
+    """A file that keeps only the hash and the size of what is written to it."""
+
+    def __init__(self) -> None:
+        self._hash, self._size = hashlib.sha256(), 0
+
+    def write(self, content: Any) -> int:
+        self._hash.update(content)
+        self._size += len(content)
+        return len(content)
+
+    def tell(self) -> int:
+        return self._size
+
+    @property
+    def sha256(self) -> str:
+        return self._hash.hexdigest()
+
+
+def read_bundle(folder: Path, manifest: bytes, labels: Mapping[str, str], scratch: Path) -> Bundle:
+    """The bundle of a sealed folder, with its signature if it has one; `scratch` is an empty folder for the bundle's own files."""
+    files = {**parse_manifest(manifest, str(folder / MANIFEST)).files, MANIFEST: _entry(manifest)}
+    bundle = Bundle(folder, files, manifest, None, labels, scratch)
+    signature = folder / SIGNATURE
+    return bundle.signed(signature.read_bytes()) if signature.is_file() else bundle
+
+
+def _entry(content: bytes) -> FileEntry:
+    return FileEntry(sha256=hashlib.sha256(content).hexdigest(), size_bytes=len(content))
 
 
 def shown(url: str) -> str:

@@ -6,7 +6,7 @@ before the commit, under their sha256, so an interrupted publication resumes wit
 
 import logging
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -130,19 +130,18 @@ class Hub(Destination):
     def missing(self, bundle: Bundle) -> list[str]:
         """See the base class."""
         published = self._published()
-        return [name for name, entry in bundle.files.items() if not _is_same(published.get(name), entry, bundle.folder / name)]
+        return [name for name, entry in bundle.files.items() if not _is_same(published.get(name), entry, bundle.path(name))]
 
-    def upload(self, bundle: Bundle, progress: Progress) -> Uploaded:
+    def upload(self, bundle: Bundle, names: Sequence[str], progress: Progress) -> Uploaded:
         """See the base class."""
         from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
-        missing = self.missing(bundle)
         published = self.read_manifest()
         stale = sorted((published.files.keys() if published else set()) - bundle.files.keys())
         where = self._find_commit() or ""
-        if missing or stale:
-            progress(f"sending {len(missing)} files", None)
-            operations = [CommitOperationAdd(name, str(bundle.folder / name)) for name in missing]
+        if names or stale:
+            progress(f"sending {len(names)} files", None)
+            operations = [CommitOperationAdd(name, str(bundle.path(name))) for name in names]
             operations += [CommitOperationDelete(name) for name in stale]
             with self._talking("publishing stopped"):
                 if where == "":
@@ -155,11 +154,11 @@ class Hub(Destination):
                 )
             where, self._commit = str(info.oid), None
             if self._pull_request:
-                return Uploaded(tuple(missing), str(info.pr_url or info.commit_url))
+                return Uploaded(tuple(names), str(info.pr_url or info.commit_url))
             if ignored := self.missing(bundle):
                 raise PublishError(f"{self.url}: the hub ignored {', '.join(ignored)}; remove them from its .gitignore and run again")
         self._tag(bundle, where)
-        return Uploaded(tuple(missing), where)
+        return Uploaded(tuple(names), where)
 
     def _tag(self, bundle: Bundle, commit: str) -> None:
         """Point the recipe's tag to the commit."""

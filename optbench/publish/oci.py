@@ -7,13 +7,14 @@ are those of `docker login` or `oras login`.
 import json
 import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, BinaryIO
 
 from optbench.artifact.manifest import MANIFEST_BYTES_MAX, FileEntry
 from optbench.errors import PublishError
 from optbench.publish.base import Bundle, Destination, Progress, Uploaded, shown, too_large
+from optbench.publish.oci_client import load_login, make_client
 
 __all__ = ["Registry"]
 
@@ -46,20 +47,12 @@ class Registry(Destination):
         match = ADDRESS.fullmatch(url)
         if match is None:
             raise PublishError(f"{shown(url)}: not a registry address; write oci://host/name:tag, with the name in lower case")
-        try:
-            import oras.provider
-        except ImportError as error:
-            raise PublishError(f"{url}: oras is not installed; run pip install 'optbench[publish]'") from error
-
-        class OneTry(oras.provider.Registry):  # type: ignore[misc]
-            # Without the library's five retries, which sleep for minutes in between: the next run resumes anyway.
-            do_request = oras.provider.Registry.do_request.__wrapped__
-
         self.url = url
         self._host = host = match["host"]
-        # As in Docker, a registry on this machine is reached over http.
-        insecure = host.partition(":")[0] in ("localhost", "127.0.0.1")
-        self._oras: Any = OneTry(insecure=insecure)
+        try:
+            self._oras: Any = make_client(host)
+        except ImportError as error:
+            raise PublishError(f"{url}: oras is not installed; run pip install 'optbench[publish]'") from error
         self._target: Any = self._oras.get_container(f"{host}/{match['name']}:{match['tag']}")
         self._base = f"{self._oras.prefix}://{host}/v2/{match['name']}"
         self._tag = match["tag"]
@@ -72,7 +65,7 @@ class Registry(Destination):
 
         try:
             if not self._logged_in:
-                self._oras.auth.load_configs(self._target)
+                load_login(self._oras, self._target)
                 self._logged_in = True
             yield
         except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as error:
@@ -139,16 +132,15 @@ class Registry(Destination):
             "annotations": annotations,
         }
 
-    def upload(self, bundle: Bundle, progress: Progress) -> Uploaded:
+    def upload(self, bundle: Bundle, names: Sequence[str], progress: Progress) -> Uploaded:
         """See the base class."""
-        missing = self.missing(bundle)
-        total = sum(bundle.files[name].size_bytes for name in missing) or 1
+        total = sum(bundle.files[name].size_bytes for name in names) or 1
         done = 0
-        for name in missing:
+        for name in names:
             progress(f"sending {name}", done / total)
             entry = bundle.files[name]
             with self._talking(f"{name} could not be sent"):
-                self._send_blob(str(bundle.folder / name), f"sha256:{entry.sha256}", entry.size_bytes)
+                self._send_blob(str(bundle.path(name)), f"sha256:{entry.sha256}", entry.size_bytes)
             done += entry.size_bytes
         tagged = [(title, layer.get("digest")) for title, layer in self._published().items()]
         if tagged != [(name, f"sha256:{entry.sha256}") for name, entry in bundle.files.items()]:
@@ -162,7 +154,7 @@ class Registry(Destination):
                 if response.status_code >= 400:
                     raise ValueError(f"the registry answers {response.status_code} {response.reason}: {response.text[:200]}")
             self._layers = None
-        return Uploaded(tuple(missing), self.url)
+        return Uploaded(tuple(names), self.url)
 
     def _send_blob(self, path: str, digest: str, size_bytes: int) -> None:
         layer = {"digest": digest, "size": size_bytes, "mediaType": LAYER_TYPE}

@@ -7,6 +7,8 @@ stored.
 import getpass
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +16,9 @@ from optbench.artifact.manifest import MANIFEST, SIGNATURE
 from optbench.errors import PublishError
 
 if TYPE_CHECKING:
-    from minisign import PublicKey
+    from minisign import PublicKey, SecretKey
 
-__all__ = ["PASSWORD_VARIABLE", "check_folder", "check_signature", "read_public_key", "sign"]
+__all__ = ["PASSWORD_VARIABLE", "check_folder", "check_signature", "read_public_key", "secret_key", "sign"]
 
 PASSWORD_VARIABLE = "OPTBENCH_SIGN_PASSWORD"
 KEY_BYTES_MAX = 16 * 1024
@@ -48,33 +50,46 @@ def read_public_key(key: str) -> "PublicKey":
         raise PublishError(f"{key[:80]!r}: not a minisign public key ({error}); give its file, or its 56 characters") from error
 
 
-def sign(content: bytes, key_path: Path, comment: str) -> bytes:
-    """Sign a manifest with a minisign secret-key file. The signature also covers `comment`; equal arguments give equal signatures.
+@contextmanager
+def secret_key(path: Path) -> Iterator["SecretKey"]:
+    """Open a minisign secret-key file, asking for its password if it has one; the key is wiped from memory at the end.
 
     Raises:
         PublishError: the key cannot be read, or the password is wrong.
     """
     minisign = _minisign()
     try:
-        if key_path.stat().st_size > KEY_BYTES_MAX:
-            raise PublishError(f"{key_path}: larger than the limit of {KEY_BYTES_MAX} bytes for a key")
-        key = minisign.SecretKey.from_bytes(key_path.read_bytes())
-        if key.is_encrypted():
-            key.decrypt(_password(key_path))
+        if path.stat().st_size > KEY_BYTES_MAX:
+            raise PublishError(f"{path}: larger than the limit of {KEY_BYTES_MAX} bytes for a key")
+        key = minisign.SecretKey.from_bytes(path.read_bytes())
     except (ValueError, IndexError, OSError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise PublishError(f"{key_path}: cannot use the secret key: {reason}; minisign -G creates one") from error
+        raise PublishError(f"{path}: cannot use the secret key: {reason}; minisign -G creates one") from error
+    if key.is_encrypted():
+        password, source = _password(path)
+        try:
+            key.decrypt(password)
+        except ValueError as error:
+            if "wrong password" in str(error):
+                raise PublishError(f"{path}: wrong password; {source}") from error
+            raise PublishError(f"{path}: cannot use the secret key: {error}; minisign -G creates one") from error
     with key:
-        return bytes(key.sign(content, trusted_comment=comment)) + b"\n"
+        yield key
 
 
-def _password(key_path: Path) -> str:
+def sign(content: bytes, key: "SecretKey", comment: str) -> bytes:
+    """Sign a manifest. The signature also covers `comment`; equal arguments give equal signatures."""
+    return bytes(key.sign(content, trusted_comment=comment)) + b"\n"
+
+
+def _password(key_path: Path) -> tuple[str, str]:
+    """The password, and what to do if it is wrong."""
     password = os.environ.get(PASSWORD_VARIABLE)
-    if password is None:
-        if not sys.stdin.isatty():
-            raise PublishError(f"{key_path}: protected by a password; set {PASSWORD_VARIABLE}, or run in a terminal")
-        password = getpass.getpass(f"Password of {key_path.name}: ")
-    return password
+    if password is not None:
+        return password, f"correct {PASSWORD_VARIABLE}, which it was read from"
+    if not sys.stdin.isatty():
+        raise PublishError(f"{key_path}: protected by a password; set {PASSWORD_VARIABLE}, or run in a terminal")
+    return getpass.getpass(f"Password of {key_path.name}: "), "run again and type it as minisign took it"
 
 
 def check_signature(content: bytes, signature: bytes | None, public_key: str, where: str) -> None:

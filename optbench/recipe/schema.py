@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import Field, PrivateAttr, model_validator
+from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from optbench.artifact.manifest import Kind
 from optbench.base.entry import Base
@@ -160,6 +160,13 @@ class Recipe(Frozen):
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$", description="Name of the output folder: lower-case letters, digits, - and _.")
     description: str = Field(default="", max_length=2000, description="One sentence for the model card.")
+    card: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=20_000,
+        exclude_if=lambda text: text is None,
+        description="A section of the model card in your own words: Markdown, with headings from ### on.",
+    )
     publishes: str | None = Field(default=None, max_length=200, description="Name to publish the result under.")
     base: Base = Field(description="The model to optimize.")
     targets: Targets = Field(description="What the result must reach.")
@@ -179,6 +186,15 @@ class Recipe(Frozen):
         min_length=1,
         description="What accuracy is measured on; the first task also provides the calibration texts.",
     )
+
+    @field_validator("card")
+    @classmethod
+    def _check_card(cls, text: str | None) -> str | None:
+        from optbench.recipe.card_section import section_problem
+
+        if text is not None and (problem := section_problem(text)):
+            raise ValueError(problem)
+        return text
 
     # Not part of the recipe: excluded from its hash and from records.
     _folder: Path = PrivateAttr(default_factory=Path)

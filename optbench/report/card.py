@@ -79,6 +79,8 @@ def render_card(record: Record, verdict: Verdict) -> str:
     )
     summary = _summary(record)
     parts += [summary] if summary else []
+    if recipe.card is not None:
+        parts.append(f"## About this model\n\n{printable(recipe.card).strip()}")
     parts.append(_section("Verdict", verdict_table(verdict)))
     parts += [_section(table.title, table) for table in record_tables(record)]
     parts.append("## Limits\n\n" + "\n".join(f"- {limit}" for limit in _limits(record)))

@@ -55,20 +55,19 @@ def exported(make_exported: Callable[..., Path]) -> Path:
     return make_exported()
 
 
-@pytest.fixture(scope="module")
-def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a real OCI registry, Debian's docker-registry, started on loopback."""
+@contextlib.contextmanager
+def running_registry(folder: Path, extra: str = "") -> Iterator[str]:
+    """The address of a real OCI registry, Debian's docker-registry, started on loopback; it keeps its blobs in `folder`."""
     program = shutil.which("docker-registry") or shutil.which("registry")
     if program is None:
         pytest.skip("no OCI registry: apt-get install docker-registry")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    folder = tmp_path_factory.mktemp("registry")
     config = folder / "config.yml"
     config.write_text(
         f"version: 0.1\nlog: {{level: error, accesslog: {{disabled: true}}}}\n"
-        f"storage: {{filesystem: {{rootdirectory: {folder / 'data'}}}}}\nhttp: {{addr: '127.0.0.1:{port}'}}\n"
+        f"storage: {{filesystem: {{rootdirectory: {folder / 'data'}}}}}\nhttp: {{addr: '127.0.0.1:{port}'}}\n{extra}"
     )
     with (folder / "log").open("wb") as log, subprocess.Popen([program, "serve", str(config)], stdout=log, stderr=log) as process:
         try:
@@ -81,6 +80,19 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             yield f"127.0.0.1:{port}"
         finally:
             process.kill()
+
+
+@pytest.fixture(scope="module")
+def registry_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the registry keeps its blobs."""
+    return tmp_path_factory.mktemp("registry")
+
+
+@pytest.fixture(scope="module")
+def registry(registry_folder: Path) -> Iterator[str]:
+    """The address of a registry that anybody may write to."""
+    with running_registry(registry_folder) as address:
+        yield address
 
 
 @pytest.fixture

@@ -5,13 +5,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fsspec
+import pytest
 from typer.testing import CliRunner, Result
 
 from optbench import cli
 from optbench.artifact.folder import open_artifact
 from optbench.artifact.manifest import Kind
+from optbench.errors import PublishError
 from tests.cli.test_json import check_keys
-from tests.publish.test_filesystem import contents
+from tests.publish.test_filesystem import contents, flip_byte
 
 
 def run(*arguments: object) -> Result:
@@ -41,6 +44,36 @@ def test_second_publish_says_that_all_is_there(exported: Path, tmp_path: Path) -
     again = run("publish", exported, tmp_path / "there")
     assert again.exit_code == 0
     assert "everything is already there" in again.stdout
+
+
+def test_damaged_destination_is_repaired_and_said(exported: Path, tmp_path: Path) -> None:
+    run("publish", exported, tmp_path / "there")
+    flip_byte(tmp_path / "there" / "config.json")
+    assert "would send config.json\n" in run("publish", exported, tmp_path / "there", "--dry-run").stdout
+    repaired = document(run("publish", exported, tmp_path / "there", "--repair", "--json"))["published"]
+    assert repaired["sent"] == ["config.json"]
+    again = run("publish", exported, tmp_path / "there", "--repair").stdout
+    assert again.startswith("everything is already there, byte for byte\n")
+
+
+def test_store_that_was_compared_by_size_says_so(exported: Path) -> None:
+    address = "memory://compared/there"
+    run("publish", exported, address)
+    assert "everything is already there, by name and size; --repair compares every byte" in run("publish", exported, address).stdout
+    fsspec.filesystem("memory").pipe_file("/compared/there/config.json", b"[" * (exported / "config.json").stat().st_size)
+    assert "sent config.json, which was damaged there" in run("publish", exported, address, "--repair").stdout
+
+
+def test_repair_of_a_pull_request_is_refused(exported: Path) -> None:
+    refused = run("publish", exported, "hf://team/model", "--repair", "--pull-request")
+    assert refused.exit_code == 2
+    assert "cannot be combined with --pull-request" in refused.stderr
+
+
+def test_dry_run_looks_at_the_key_before_the_artifact(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("optbench.publish.clear", lambda *_, **__: pytest.fail("the artifact came first"))
+    with pytest.raises(PublishError, match=r"missing\.key: cannot use the secret key: No such file"):
+        run("publish", exported, tmp_path / "there", "--dry-run", "--sign", tmp_path / "missing.key")
 
 
 def test_refusals_exit_as_the_verdict_does(make_exported: Callable[..., Path], tmp_path: Path) -> None:

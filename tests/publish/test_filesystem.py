@@ -1,5 +1,6 @@
 """Publishing to folders and fsspec addresses, and pulling from them."""
 
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 
 from optbench.artifact.folder import open_artifact
 from optbench.artifact.manifest import MANIFEST
-from optbench.errors import ArtifactError, PublishError
+from optbench.errors import ArtifactError, MissingExtraError, PublishError
 from optbench.publish import open_destination, publish, pull
 from optbench.publish.filesystem import JOURNAL
 from tests.publish.conftest import silent
@@ -147,9 +148,81 @@ def test_other_hash_than_the_one_asked_for_is_refused(exported: Path, tmp_path: 
         pull(open_destination(str(exported)), tmp_path / "back", silent, sha256="0" * 64)
 
 
-def test_missing_library_is_named() -> None:
-    with pytest.raises(PublishError, match=r"s3://bucket/x: .*s3fs"):
-        open_destination("s3://key:secret@bucket/x?token=t")
+@pytest.mark.parametrize(("scheme", "library", "extra"), [("s3", "s3fs", "s3"), ("gs", "gcsfs", "gcs")])
+def test_missing_library_is_named_with_the_extra_that_installs_it(
+    scheme: str, library: str, extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("optbench.machine.extras.find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError) as caught:
+        open_destination(f"{scheme}://key:secret@bucket/x?token=t")
+    expected = f"{scheme}://bucket/x needs {library}, which is not installed; run pip install 'optbench[{extra}]'"
+    assert str(caught.value) == expected
+
+
+@pytest.mark.parametrize("address", ["s3://", "s3:///folder", "gs://", "az://"])
+def test_address_without_its_bucket_is_refused_before_a_library_is_needed(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("optbench.machine.extras.find_spec", lambda name: None)
+    with pytest.raises(PublishError, match=r"names no bucket; write \w+://bucket/folder"):
+        open_destination(address)
+
+
+@pytest.mark.parametrize(
+    ("address", "meant"),
+    [("s3:/bucket/x", "s3://bucket/x"), ("hf:org/name", "hf://org/name"), ("oci:/host/name:tag", "oci://host/name:tag"), ("s3:", "s3://")],
+)
+def test_address_with_too_few_slashes_makes_no_folder(address: str, meant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(PublishError, match=f"write {re.escape(meant)}, or "):
+        open_destination(address)
+    (tmp_path / "s3:").mkdir()
+    assert open_destination("s3:").url == "s3:"
+
+
+def flip_byte(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", ["config.json", "openvino/openvino_model.bin", MANIFEST])
+def test_damaged_folder_is_sent_what_it_lacks(exported: Path, tmp_path: Path, name: str) -> None:
+    there = tmp_path / "there"
+    publish(exported, open_destination(str(there)), silent)
+    flip_byte(there / name)
+    with pytest.raises((ArtifactError, PublishError)):
+        pull(open_destination(str(there)), tmp_path / "early", silent)
+    assert publish(exported, open_destination(str(there)), silent, dry_run=True).sent == (name,)
+    assert publish(exported, open_destination(str(there)), silent).sent == (name,)
+    pull(open_destination(str(there)), tmp_path / "back", silent)
+    assert contents(tmp_path / "back") == contents(exported)
+
+
+@pytest.mark.parametrize("repaired", ["openvino/openvino_model.bin", "config.json"])
+def test_store_that_lists_only_sizes_is_repaired_on_request(exported: Path, repaired: str, tmp_path: Path) -> None:
+    store = fsspec.filesystem("memory").store
+    try:
+        publish(exported, open_destination("memory://bucket/there"), silent)
+        content = bytearray(store[f"/bucket/there/{repaired}"].getvalue())
+        content[-1] ^= 1
+        fsspec.filesystem("memory").pipe_file(f"/bucket/there/{repaired}", bytes(content))
+        unread = publish(exported, open_destination("memory://bucket/there"), silent)
+        assert (unread.sent, unread.compared) == ((), "sizes")
+        planned = publish(exported, open_destination("memory://bucket/there"), silent, repair=True, dry_run=True)
+        done = publish(exported, open_destination("memory://bucket/there"), silent, repair=True)
+        assert planned.repaired == done.repaired == done.sent == (repaired,)
+        pull(open_destination("memory://bucket/there"), tmp_path / "back", silent)
+        assert contents(tmp_path / "back") == contents(exported)
+        assert publish(exported, open_destination("memory://bucket/there"), silent, repair=True).sent == ()
+    finally:
+        store.clear()
+
+
+def test_manifest_of_another_program_is_not_replaced(exported: Path, tmp_path: Path) -> None:
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / MANIFEST).write_text('{"name": "My web app"}')
+    with pytest.raises(PublishError, match="or choose an empty folder"):
+        publish(exported, open_destination(str(tmp_path / "site")), silent)
+    assert contents(tmp_path / "site") == {MANIFEST: b'{"name": "My web app"}'}
 
 
 def test_unknown_scheme_is_an_error_without_the_secrets_in_it() -> None:

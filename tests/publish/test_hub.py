@@ -88,6 +88,22 @@ def test_newer_artifact_takes_the_tag_and_the_older_ones_files_go(
     assert contents(tmp_path / "back") == contents(new)
 
 
+def test_changed_file_on_a_hub_is_sent_again_and_a_signature_stays(exported: Path, hub: WritableHub, tmp_path: Path) -> None:
+    import minisign
+
+    pair = minisign.KeyPair.generate()
+    publish(exported, open_destination(ADDRESS), silent, key=pair.secret_key)
+    files = hub.repositories["team/model"].files
+    assert "manifest.json.minisig" in files
+    # Somebody commits another byte: the hub's own hash of the file says so.
+    files["config.json"] = files["config.json"].replace(b"{", b"[", 1)
+    again = publish(exported, open_destination(ADDRESS), silent)
+    assert (again.sent, again.signed) == (("config.json",), True)
+    assert publish(exported, open_destination(ADDRESS), silent, repair=True).sent == ()
+    key = pair.public_key.to_base64().decode()
+    assert pull(open_destination(ADDRESS), tmp_path / "back", silent, public_key=key).signature == "verified"
+
+
 def test_pull_request_leaves_the_branch_and_the_tags_alone(exported: Path, hub: WritableHub) -> None:
     hub.repositories["team/model"] = Repository("0" * 40, {})
     published = publish(exported, open_destination(ADDRESS, pull_request=True), silent)

@@ -1,6 +1,9 @@
 """Publishing to a real OCI registry, and pulling from it."""
 
+import base64
+import hashlib
 import itertools
+import json
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -12,8 +15,8 @@ from optbench.artifact.folder import open_artifact
 from optbench.errors import PublishError
 from optbench.publish import open_destination, publish, pull
 from tests.cutting_proxy import CuttingProxy
-from tests.publish.conftest import silent
-from tests.publish.test_filesystem import contents
+from tests.publish.conftest import running_registry, silent
+from tests.publish.test_filesystem import contents, flip_byte
 
 _numbers = itertools.count()
 
@@ -142,3 +145,83 @@ def test_connection_that_the_registry_drops_without_an_answer_broke_off(tmp_path
 def test_address_that_is_none_is_refused(address: str) -> None:
     with pytest.raises(PublishError, match="not a registry address; write oci://host/name:tag"):
         open_destination(address)
+
+
+def blob_of(registry_folder: Path, content: bytes) -> Path:
+    digest = hashlib.sha256(content).hexdigest()
+    return registry_folder / "data" / "docker" / "registry" / "v2" / "blobs" / "sha256" / digest[:2] / digest / "data"
+
+
+def test_blob_that_a_registry_has_lost_is_sent_again(
+    exported: Path, registry: str, registry_folder: Path, name: str, tmp_path: Path
+) -> None:
+    address = f"oci://{registry}/{name}"
+    publish(exported, open_destination(address), silent)
+    blob_of(registry_folder, (exported / "openvino" / "openvino_model.bin").read_bytes()).unlink()
+    assert publish(exported, open_destination(address), silent, repair=True).sent == ("openvino/openvino_model.bin",)
+    pull(open_destination(address), tmp_path / "back", silent)
+    assert contents(tmp_path / "back") == contents(exported)
+
+
+def test_registry_that_keeps_its_damaged_blob_is_an_error_with_its_digest(
+    exported: Path, registry: str, registry_folder: Path, name: str
+) -> None:
+    address, damaged = f"oci://{registry}/{name}", "openvino/openvino_model.bin"
+    content = (exported / damaged).read_bytes()
+    publish(exported, open_destination(address), silent)
+    flip_byte(blob_of(registry_folder, content))
+    try:
+        assert publish(exported, open_destination(address), silent, repair=True, dry_run=True).repaired == (damaged,)
+        # docker-registry takes the blob and keeps the one that it had under this digest.
+        with pytest.raises(PublishError, match=f"keeps other bytes of {damaged}.*delete sha256 {hashlib.sha256(content).hexdigest()}"):
+            publish(exported, open_destination(address), silent, repair=True)
+    finally:
+        flip_byte(blob_of(registry_folder, content))
+
+
+# Of "right", at bcrypt's lowest cost.
+PASSWORD_HASH = "$2y$04$YhQrvYdhBTmuKr2zKg4ZduNUawX6VuyPRJOyW4Lw1pLSAJQ8NpkLa"
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A registry that itself asks for a user and password."""
+    folder = tmp_path_factory.mktemp("guarded")
+    (folder / "passwords").write_text(f"user:{PASSWORD_HASH}\n")
+    with running_registry(folder, f"auth: {{htpasswd: {{realm: guarded, path: {folder / 'passwords'}}}}}\n") as address:
+        yield address
+
+
+def log_in(monkeypatch: pytest.MonkeyPatch, folder: Path, address: str, password: str) -> None:
+    """What `docker login` leaves."""
+    folder.mkdir()
+    auth = base64.b64encode(f"user:{password}".encode()).decode()
+    (folder / "config.json").write_text(json.dumps({"auths": {address: {"auth": auth}}}))
+    monkeypatch.setenv("DOCKER_CONFIG", str(folder))
+
+
+def test_password_of_a_registry_opens_it(exported: Path, guarded: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log_in(monkeypatch, tmp_path / "docker", guarded, "right")
+    publish(exported, open_destination(f"oci://{guarded}/{name}"), silent)
+    pull(open_destination(f"oci://{guarded}/{name}"), tmp_path / "back", silent)
+    assert contents(tmp_path / "back") == contents(exported)
+
+
+@pytest.mark.parametrize(
+    ("password", "message"),
+    [("mistyped", "wrong user or password; run docker login {host} again"), (None, "needs a user and password; run docker login {host}")],
+)
+def test_wrong_and_missing_passwords_of_a_registry_are_told_apart(
+    exported: Path, guarded: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, password: str | None, message: str
+) -> None:
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "none"))
+    if password:
+        log_in(monkeypatch, tmp_path / "docker", guarded, password)
+    for attempt in (
+        lambda: publish(exported, open_destination(f"oci://{guarded}/{name}"), silent),
+        lambda: pull(open_destination(f"oci://{guarded}/{name}"), tmp_path / "back", silent),
+    ):
+        with pytest.raises(PublishError) as caught:
+            attempt()
+        assert message.format(host=guarded) in str(caught.value)
+        assert "mistyped" not in str(caught.value)

@@ -124,3 +124,33 @@ def test_prompt_of_the_base_is_in_the_code(make_record: Callable[..., Record]) -
     assert "'query: running shoes'" in codes["ONNX Runtime"]
     assert "'query: running shoes'" in codes["fastembed"]
     assert 'prompt_name="query"' in codes["sentence-transformers (onnx)"]
+
+
+NOTE = """Trained on our search logs.
+
+### Where it fails
+
+Part numbers: `AB-12` and `AB-21` are *close*.
+
+```python
+# a comment, not a heading
+```
+"""
+
+
+def with_card(record: Record, text: str) -> Record:
+    return record.model_copy(update={"recipe": type(record.recipe).model_validate({**record.recipe.model_dump(), "card": text})})
+
+
+def test_section_of_the_recipes_author_is_in_the_card_word_for_word(make_record: Callable[..., Record]) -> None:
+    plain, card = card_of(make_record()), card_of(with_card(make_record(), NOTE))
+    assert f"## About this model\n\n{NOTE.strip()}\n\n## Verdict" in card
+    assert "About this model" not in plain
+    assert [line for line in card.splitlines() if line.startswith("## ")] == [
+        "## About this model",
+        *(line for line in plain.splitlines() if line.startswith("## ")),
+    ]
+
+
+def test_control_characters_of_a_section_do_not_reach_the_card(make_record: Callable[..., Record]) -> None:
+    assert "\x1b" not in card_of(with_card(make_record(), "red: \x1b[31m"))
