@@ -20,8 +20,8 @@ import pytest
 
 from bench.artifacts import ROOT, Made, make_artifacts, user_cache
 from optbench.artifact.folder import Artifact, open_artifact
-from optbench.encoder import choose_engine
 from optbench.engines import Engine, Session
+from optbench.engines.choice import choose_engine
 from optbench.engines.onnxruntime import OnnxRuntime
 from optbench.engines.openvino import OpenVino
 from optbench.engines.torch import Torch

@@ -5,7 +5,7 @@
     encoder = optbench.load("exported/minilm-l6")
     vectors = encoder.encode(["running shoes", "usb-c cable"], prompt="query")  # (2, dimension) float32
 
-`load` and `Encoder` are what a service imports: numpy, tokenizers and the engine, no torch. `apply` runs a recipe as
+`load`, `Encoder` and `AsyncEncoder` are what a service imports: numpy, tokenizers and the engine, no torch. `apply` runs a recipe as
 `optbench apply` does; `Recipe` is what `load_recipe` reads.
 """
 
@@ -13,7 +13,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from optbench.encoder import Encoder, load
+    from optbench.encoder import AsyncEncoder, Encoder, load
     from optbench.recipe.load import load_recipe
     from optbench.recipe.schema import Recipe
     from optbench.run.apply import Applied
@@ -24,9 +24,10 @@ if TYPE_CHECKING:
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 __version__ = "0.1.0"
-__all__ = ["Encoder", "Options", "Recipe", "apply", "load", "load_recipe"]
+__all__ = ["AsyncEncoder", "Encoder", "Options", "Recipe", "apply", "load", "load_recipe"]
 
 _HOMES = {
+    "AsyncEncoder": "encoder",
     "Encoder": "encoder",
     "load": "encoder",
     "Recipe": "recipe.schema",

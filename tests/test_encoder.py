@@ -2,6 +2,7 @@
 
 import json
 import math
+import pickle
 import shutil
 import subprocess
 import sys
@@ -14,10 +15,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from optbench import encoder as encoder_module
 from optbench.artifact.folder import Artifact, seal
 from optbench.artifact.manifest import MANIFEST, Kind
-from optbench.encoder import ENGINE_FILE, Encoder, load
+from optbench.encoder import Encoder, load
 from optbench.engines import Session
+from optbench.engines.choice import ENGINE_FILE
 from optbench.engines.onnxruntime import OnnxRuntime
 from optbench.engines.openvino import OpenVino
 from optbench.errors import ArtifactError, EngineError
@@ -106,17 +109,25 @@ def test_broken_prompts_are_an_artifact_error(make_artifact: Callable[..., Artif
 
 
 @pytest.mark.parametrize(
-    ("texts", "message"),
-    [
-        (["red", 3], "texts[1]: expected str, found int"),
-        ([None], "texts[0]: expected str, found NoneType"),
-        ([b"red"], "texts[0]: expected str, found bytes"),
-    ],
+    ("texts", "message"), [(None, "texts: .* found NoneType"), ({"a": "red"}, "found dict"), (["red", 3], r"texts\[1\]")]
 )
-def test_something_that_is_no_text_is_named(encoder: Encoder, texts: Any, message: str) -> None:
-    with pytest.raises(TypeError) as caught:
+def test_what_is_no_text_is_refused_by_name(encoder: Encoder, texts: Any, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
         encoder.encode(texts)
-    assert str(caught.value) == message
+
+
+def test_lone_surrogate_is_named_in_one_text_and_in_several(encoder: Encoder) -> None:
+    with pytest.raises(ValueError, match=r"^text has a lone surrogate, U\+DCFF"):
+        encoder.encode("red \udcff")
+    with pytest.raises(ValueError, match=r"texts\[2\] has a lone surrogate, U\+DCFF, at character 4"):
+        encoder.encode(["red", "blue", "red \udcff"], prompt="query")
+
+
+def test_every_iterable_of_texts_gives_the_same_rows(encoder: Encoder) -> None:
+    expected = encoder.encode(TEXTS)
+    for texts in (tuple(TEXTS), iter(TEXTS), np.array(TEXTS), np.array(TEXTS, dtype=object), dict.fromkeys(TEXTS).keys()):
+        np.testing.assert_array_equal(encoder.encode(texts), expected)
+    assert encoder.encode(iter(())).shape == (0, 32)
 
 
 def test_batch_size_below_one_is_refused(encoder: Encoder) -> None:
@@ -187,6 +198,104 @@ def test_truncated_file_is_found_without_hashing_and_a_changed_one_with_it(make_
     graph.write_bytes(content[:-4])
     with pytest.raises(ArtifactError, match=rf"onnx/model\.onnx has {len(content) - 4} bytes"):
         load(folder)
+
+
+@pytest.mark.parametrize("address", ["hf://org/model", "s3://bucket/model", "oci://host/name:tag"])
+def test_address_is_refused_and_pull_named(address: str) -> None:
+    for path in (address, Path(address)):
+        with pytest.raises(ArtifactError, match=r"load opens a folder; run `optbench pull .* FOLDER` first"):
+            load(path)
+
+
+def test_option_of_the_caller_is_blamed_on_the_caller(make_artifact: Callable[..., Artifact], tmp_path: Path) -> None:
+    folder = resealed(make_artifact(Kind.ONNX), tmp_path, engine={"engine": "openvino", "threads": 1})
+    with pytest.raises(EngineError, match=r"^engine options: openvino has no option thread; it has threads"):
+        load(folder, thread=1)
+    with pytest.raises(EngineError, match=r"^engine options: threads is 0: Input should be greater than or equal to 1"):
+        load(folder, threads=0)
+    with pytest.raises(EngineError, match=r"^engine tensorflow: .*does not match any"):
+        load(folder, "tensorflow", threads=1)
+
+
+def test_pickled_encoder_opens_the_same_folder(
+    make_artifact: Callable[..., Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = resealed(make_artifact(Kind.ONNX), tmp_path)
+    monkeypatch.chdir(folder.parent)
+    with load(folder.name, threads=1, dimension=8) as encoder:
+        pickled, expected = pickle.dumps(encoder), encoder.encode(TEXTS)
+    assert len(pickled) < 2_000
+    monkeypatch.chdir("/")
+    with pickle.loads(pickled) as reopened:  # noqa: S301  # our own
+        assert (reopened.engine, reopened.dimension) == (OnnxRuntime(threads=1), 8)
+        np.testing.assert_array_equal(reopened.encode(TEXTS), expected)
+    shutil.rmtree(folder)
+    (tmp_path / "other").mkdir()
+    resealed(make_artifact(Kind.ONNX, prompt="red "), tmp_path / "other").rename(folder)
+    with pytest.raises(ArtifactError, match="another artifact than when this encoder was pickled"):
+        pickle.loads(pickled)  # noqa: S301  # our own
+
+
+def test_similarity_is_the_models_own(encoder: Encoder) -> None:
+    rows = encoder.encode(TEXTS)
+    assert encoder.similarity_fn_name == "cosine"
+    np.testing.assert_allclose(encoder.similarity(rows[0], rows), (rows @ rows[0])[np.newaxis], atol=ABSOLUTE)
+
+
+def test_progress_is_reported_to_a_function_or_drawn(encoder: Encoder, capsys: pytest.CaptureFixture[str]) -> None:
+    told: list[tuple[str, float | None]] = []
+    encoder.encode(TEXTS, batch_size=2, progress=lambda message, share: told.append((message, share)))
+    shares = [share for _, share in told]
+    assert shares == sorted(shares, key=lambda share: share or 0)
+    assert (len(told), told[-1]) == (4, ("encoding", 1.0))
+    assert capsys.readouterr() == ("", "")
+    encoder.encode(TEXTS, progress=True)
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert f"{len(TEXTS)}/{len(TEXTS)}" in shown.err
+
+
+def test_many_texts_open_streams_and_few_do_not(make_artifact: Callable[..., Artifact], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoder_module, "STREAMS_AFTER", 3 * len(TEXTS))
+    artifact = make_artifact(Kind.ONNX).path
+    with load(artifact, threads=2) as encoder, load(artifact, threads=2, streams=False) as single:
+        for _ in range(2):
+            expected = encoder.encode(TEXTS, batch_size=2)
+            encoder.encode(["red shoe"] * 60, batch_size=64)  # fits one run
+            assert encoder._streams is None
+        assert encoder._streams is None
+        for batch_size in (2, 3):
+            np.testing.assert_allclose(encoder.encode(TEXTS, batch_size=batch_size), expected, atol=ABSOLUTE)
+            assert encoder._streams is not None
+        # One by one is how a service gets its queries: never in streams.
+        streams = encoder._streams
+        monkeypatch.setattr(encoder, "_streams", None)
+        np.testing.assert_allclose(encoder.encode(TEXTS, batch_size=1), expected, atol=ABSOLUTE)
+        assert encoder._streams is None
+        monkeypatch.setattr(encoder, "_streams", streams)
+        single.encode(TEXTS * 9, batch_size=2)
+        assert single._streams is None
+    with pytest.raises(EngineError, match="the session is closed"):
+        encoder.encode(TEXTS, batch_size=2)
+
+
+def test_warm_up_plans_each_length_and_opens_streams_on_request(
+    make_artifact: Callable[..., Artifact], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with load(make_artifact(Kind.ONNX).path, threads=2) as encoder:
+        lengths: list[int] = []
+        embed = encoder.embed
+
+        def spy(input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]) -> NDArray[np.float32]:
+            lengths.append(input_ids.shape[1])
+            return embed(input_ids, attention_mask)
+
+        monkeypatch.setattr(encoder, "embed", spy)
+        encoder.warm_up((4, 8, 10_000))
+        assert lengths == [4, 4, 8, 8, encoder.max_tokens, encoder.max_tokens]
+        assert encoder._streams is None
+        encoder.warm_up(streams=True)
+        assert encoder._streams is not None
 
 
 def test_closed_encoder_says_so(encoder: Encoder) -> None:

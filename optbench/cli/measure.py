@@ -128,11 +128,19 @@ def scenarios(
     seconds: Annotated[float, typer.Option(min=0.1, max=600, help="Duration of each run.")] = 10.0,
     lengths: Annotated[str, typer.Option("--lengths", help="Also run the single stream at these token lengths, comma-separated.")] = "",
     batches: Annotated[str, typer.Option("--batches", help="Batch sizes of the offline scenario, comma-separated.")] = "1,8,32",
+    batch_delay_ms: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1000,
+            help="Also serve concurrent queries in common batches, as AsyncEncoder does; a query waits this long for others.",
+        ),
+    ] = None,
     task: TaskOption = None,
     isa: IsaOption = None,
     as_json: Json = False,
 ) -> None:
-    """Measure an artifact under service load: single stream, server with random arrivals, offline; with one session and with many."""
+    """Measure an artifact under service load: single stream, server with random arrivals, offline; in one session, in many, in batches."""
     from optbench.measure.subject import Subject
     from optbench.recipe.schema import Scenarios
     from optbench.report.table import Table
@@ -148,6 +156,7 @@ def scenarios(
         seconds=seconds,
         lengths=_parse_numbers(lengths, "--lengths") if lengths else (),
         batches=_parse_numbers(batches, "--batches"),
+        batch_delay_ms=batch_delay_ms,
     )
     with watching() as watch:
         watch.begin("scenarios")

@@ -1,6 +1,7 @@
 """Engines: the runtimes that execute an artifact.
 
-In: an artifact and an engine's options. Out: a `Session`, which turns token ids into embeddings.
+In: an artifact and an engine's options. Out: a `Session`, which turns token ids into embeddings, or `Streams`, which
+does it for many batches at once.
 
 `ENGINES` is the registry.
 """
@@ -8,10 +9,10 @@ In: an artifact and an engine's options. Out: a `Session`, which turns token ids
 from typing import Annotated
 
 from optbench.artifact.manifest import Kind
-from optbench.engines.base import BaseEngine, Session
+from optbench.engines.base import BaseEngine, Session, Streams
 from optbench.machine.registry import Registry
 
-__all__ = ["ENGINES", "BaseEngine", "Engine", "Session", "default_engine"]
+__all__ = ["ENGINES", "BaseEngine", "Engine", "Session", "Streams", "default_engine"]
 
 ENGINES = Registry[BaseEngine]("engine", __name__, {"onnxruntime": "OnnxRuntime", "openvino": "OpenVino", "torch": "Torch"})
 Engine = Annotated[BaseEngine, ENGINES]

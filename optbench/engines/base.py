@@ -1,6 +1,7 @@
 """The base classes: an engine is a set of options that opens an artifact; a session is an open model."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["BaseEngine", "Session", "Threads"]
+__all__ = ["BaseEngine", "Session", "Streams", "Threads"]
 
 Threads = Annotated[int, Field(ge=1, le=1024)]
 
@@ -37,6 +38,25 @@ class Session(ABC):
         """Free the model's memory. May be called more than once."""
 
 
+class Streams(ABC):
+    """An open model that runs several batches at once, each on its share of the threads. Thread-safe."""
+
+    @abstractmethod
+    def embed_batches(self, batches: "Iterable[tuple[NDArray[np.int64], NDArray[np.int64]]]") -> "Iterator[NDArray[np.float32]]":
+        """Embed batches; yields the rows of each, in order.
+
+        Args:
+            batches: input_ids and attention_mask, as `Session.embed` takes them; read as streams become free.
+
+        Raises:
+            EngineError: as `Session.embed`.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free the model's memory once the batches that run are done. May be called more than once."""
+
+
 class BaseEngine(Frozen, ABC):
     """An engine's options. Subclasses narrow `engine` to their name, as `engine: Literal["openvino"] = "openvino"`."""
 
@@ -56,6 +76,13 @@ class BaseEngine(Frozen, ABC):
             EngineError: the engine cannot open this kind of artifact, its library refuses this one (the message quotes the library), its
                 inputs and outputs are not those of `engines.contract`, or this machine cannot honor an option.
         """
+
+    def open_streams(self, artifact: Artifact) -> Streams | None:
+        """Load an artifact for many texts; None where a session serves as many per second. Same errors as `open`.
+
+        This is a second copy of the model in memory, beside that of a session.
+        """
+        return None
 
     @property
     @abstractmethod

@@ -1,12 +1,15 @@
 """ONNX Runtime on the CPU."""
 
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from optbench.artifact.folder import Artifact
 from optbench.artifact.manifest import Kind
-from optbench.engines.base import BaseEngine, Session, Threads
+from optbench.engines.base import BaseEngine, Session, Streams, Threads
 from optbench.engines.contract import EMBEDDING, INPUTS, check_graph
 from optbench.errors import EngineError
 from optbench.machine.cpu import Isa, usable_threads
@@ -111,6 +114,16 @@ class OnnxRuntime(BaseEngine):
 
     def open(self, artifact: Artifact) -> Session:
         """Load the graph."""
+        return self._open(artifact)
+
+    def open_streams(self, artifact: Artifact) -> Streams | None:
+        """Load the graph for one thread per run, and run one batch per thread."""
+        threads = self.threads or usable_threads()
+        if threads == 1:
+            return None
+        return _OnnxRuntimeStreams(self.model_copy(update={"threads": 1})._open(artifact), threads)
+
+    def _open(self, artifact: Artifact) -> "_OnnxRuntimeSession":
         self.check_opens(artifact)
         import onnxruntime
 
@@ -158,17 +171,47 @@ class OnnxRuntime(BaseEngine):
 class _OnnxRuntimeSession(Session):
     def __init__(self, session: "onnxruntime.InferenceSession", name: str) -> None:
         self._session: Any = session
-        self._name = name
+        self.name = name
 
     def embed(self, input_ids: "NDArray[np.int64]", attention_mask: "NDArray[np.int64]") -> "NDArray[np.float32]":
         if self._session is None:
-            raise EngineError(f"{self._name}: the session is closed; open the artifact again")
+            raise EngineError(f"{self.name}: the session is closed; open the artifact again")
         try:
             # Naming the output avoids a copy of last_hidden_state. An I/O binding saved nothing more.
             rows: NDArray[np.float32] = self._session.run([EMBEDDING], dict(zip(INPUTS, (input_ids, attention_mask), strict=True)))[0]
         except Exception as error:
-            raise EngineError(f"{self._name}: ONNX Runtime failed on {input_ids.shape} tokens: {error}") from error
+            raise EngineError(f"{self.name}: ONNX Runtime failed on {input_ids.shape} tokens: {error}") from error
         return rows
 
     def close(self) -> None:
         self._session = None
+
+
+class _OnnxRuntimeStreams(Streams):
+    """A single-threaded session, which is thread-safe, run by several threads."""
+
+    def __init__(self, session: _OnnxRuntimeSession, threads: int) -> None:
+        self._session, self._threads = session, threads
+        self._pool: ThreadPoolExecutor | None = ThreadPoolExecutor(threads, thread_name_prefix="optbench-stream")
+
+    def embed_batches(self, batches: "Iterable[tuple[NDArray[np.int64], NDArray[np.int64]]]") -> "Iterator[NDArray[np.float32]]":
+        running: deque[Future[NDArray[np.float32]]] = deque()
+        if (pool := self._pool) is None:
+            raise EngineError(f"{self._session.name}: the session is closed; open the artifact again")
+        try:
+            for batch in batches:
+                # A second batch per thread: while the caller pads the next and copies the last, no thread waits.
+                if len(running) == 2 * self._threads:
+                    yield running.popleft().result()
+                running.append(pool.submit(self._session.embed, *batch))
+            while running:
+                yield running.popleft().result()
+        finally:
+            for each in running:
+                each.cancel()
+
+    def close(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown()
+            self._pool = None
+        self._session.close()

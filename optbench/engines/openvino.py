@@ -7,9 +7,10 @@ from pydantic import Field, field_validator
 
 from optbench.artifact.folder import Artifact
 from optbench.artifact.manifest import Kind
-from optbench.engines.base import BaseEngine, Session
+from optbench.engines.base import BaseEngine, Session, Streams
 from optbench.engines.contract import EMBEDDING, INPUTS, check_graph
 from optbench.engines.onednn import BELOW_AMX, BF16_ISAS, MAX_ISA, max_isa_variables, stay_off_amx
+from optbench.engines.openvino_streams import OpenVinoStreams
 from optbench.errors import BaseModelError, EngineError
 from optbench.machine.cpu import Isa, usable_threads
 from optbench.model.body import Body
@@ -93,13 +94,8 @@ class OpenVino(BaseEngine):
 
     def open(self, artifact: Artifact) -> Session:
         """Read and compile the graph."""
-        self.check_opens(artifact)
         name = str(artifact.main_file)
-        try:
-            body = read_body(artifact.path)
-        except BaseModelError as error:
-            raise EngineError(f"{artifact.path}: OpenVINO cannot open it: {error}") from error
-        model = _read(artifact)
+        model, body = self._read_graph(artifact)
         lengths = self.static_lengths
         if lengths is None:
             lengths = _lengths_of(model, name)
@@ -110,15 +106,37 @@ class OpenVino(BaseEngine):
             session.compile_all()
         return session
 
-    def compile(self, model: "openvino.Model", name: str) -> "openvino.CompiledModel":
-        """Compile a graph, and check that OpenVINO applied the options, some of which it replaces silently, and keeps int8 off AMX."""
+    def open_streams(self, artifact: Artifact) -> Streams | None:
+        """Compile the graph for any batch and length, in as many streams as OpenVINO chooses for throughput."""
+        if (self.threads or usable_threads()) == 1:
+            return None
+        model, body = self._read_graph(artifact)
+        name = str(artifact.main_file)
+        return OpenVinoStreams(self.compile(model, name, streams=True), lambda ids: check_ids(ids, body, name), name)
+
+    def _read_graph(self, artifact: Artifact) -> "tuple[openvino.Model, Body]":
+        self.check_opens(artifact)
+        try:
+            body = read_body(artifact.path)
+        except BaseModelError as error:
+            raise EngineError(f"{artifact.path}: OpenVINO cannot open it: {error}") from error
+        return _read(artifact), body
+
+    def compile(self, model: "openvino.Model", name: str, *, streams: bool = False) -> "openvino.CompiledModel":
+        """Compile a graph, and check that OpenVINO applied the options, some of which it replaces silently, and keeps int8 off AMX.
+
+        Args:
+            model: is changed by OpenVINO.
+            name: of its file, for errors.
+            streams: for throughput, in several streams; else for latency, in one.
+        """
         import openvino
 
         integer = any(node.get_type_name() == "FakeQuantize" for node in model.get_ops())
         off_amx = (integer or self.inference_precision == "f32") and stay_off_amx()
         requested: dict[str, Any] = {
-            "PERFORMANCE_HINT": "LATENCY",
-            "NUM_STREAMS": 1,
+            "PERFORMANCE_HINT": "THROUGHPUT" if streams else "LATENCY",
+            "NUM_STREAMS": None if streams else 1,
             "INFERENCE_PRECISION_HINT": getattr(openvino.Type, self.inference_precision),
             "INFERENCE_NUM_THREADS": self.threads,
             "DYNAMIC_QUANTIZATION_GROUP_SIZE": self.dynamic_quantization_group,
@@ -169,6 +187,20 @@ def _read(artifact: Artifact) -> "openvino.Model":
         if output != EMBEDDING:
             model.remove_result(port.get_node())
     return model
+
+
+def check_ids(input_ids: "NDArray[np.int64]", body: Body, name: str) -> None:
+    """Refuse token ids or a length that the model has no rows for.
+
+    OpenVINO 2026.4 reads an id beyond the table as zeros and, on one thread, ignores an exception of a kernel and returns the
+    previous result.
+    """
+    tokens = input_ids.shape[1]
+    if tokens > body.position_limit or input_ids.max() >= body.vocabulary:
+        raise EngineError(
+            f"{name}: {tokens} tokens with ids up to {input_ids.max()}; the model takes at most {body.position_limit} tokens with ids "
+            f"below {body.vocabulary}"
+        )
 
 
 def _lengths_of(model: "openvino.Model", name: str) -> tuple[int, ...]:
@@ -264,13 +296,7 @@ class _OpenVinoSession(Session):
 
     def embed(self, input_ids: "NDArray[np.int64]", attention_mask: "NDArray[np.int64]") -> "NDArray[np.float32]":
         batch, tokens = input_ids.shape
-        # OpenVINO 2026.4 reads an id beyond the table as zeros and, on one thread, ignores an exception of a kernel and returns the
-        # previous result. So both limits are checked here.
-        if tokens > self._body.position_limit or input_ids.max() >= self._body.vocabulary:
-            raise EngineError(
-                f"{self._name}: {tokens} tokens with ids up to {input_ids.max()}; the model takes at most {self._body.position_limit} "
-                f"tokens with ids below {self._body.vocabulary}"
-            )
+        check_ids(input_ids, self._body, self._name)
         request = self._request(self._static_length(tokens) if batch == 1 else None)
         try:
             return request(input_ids, attention_mask)

@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 
 from optbench.artifact.folder import Artifact, open_artifact
 from optbench.artifact.manifest import Kind
-from optbench.encoder import Encoder, choose_engine
+from optbench.encoder import Encoder
 from optbench.engines import Engine
+from optbench.engines.choice import choose_engine
 from optbench.errors import ArtifactError, MachineError, OptbenchError
 from optbench.loaders import LOADERS
 from optbench.loaders.base import ExportedModel, Loader, PythonLoader, Query, RulesLoader

@@ -9,8 +9,8 @@ from pydantic import TypeAdapter
 
 from optbench.artifact.folder import Artifact, open_artifact
 from optbench.artifact.manifest import Kind
-from optbench.encoder import choose_engine
 from optbench.engines import Engine, Session
+from optbench.engines.choice import choose_engine
 from optbench.errors import EngineError
 from optbench.machine.cpu import Isa
 from optbench.machine.worker import Serving, Worker

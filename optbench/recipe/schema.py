@@ -139,6 +139,13 @@ class Scenarios(Frozen):
     batches: tuple[Annotated[int, Field(ge=1, le=1024)], ...] = Field(
         default=(1, 8, 32), description="Batch sizes of the offline scenario."
     )
+    batch_delay_ms: float | None = Field(
+        default=None,
+        ge=0,
+        le=1000,
+        exclude_if=lambda delay: delay is None,
+        description="Also serve concurrent queries in common batches, as `AsyncEncoder` does: how long a query waits for others, in ms.",
+    )
 
 
 class Calibration(Frozen):

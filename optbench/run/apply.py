@@ -11,7 +11,7 @@ from filelock import FileLock, Timeout
 
 from optbench.artifact.folder import Artifact, link_or_copy, seal
 from optbench.artifact.manifest import Kind
-from optbench.encoder import ENGINE_FILE
+from optbench.engines.choice import ENGINE_FILE
 from optbench.errors import MachineError
 from optbench.machine.disk import free_disk, full_disk_errors
 from optbench.machine.extras import require_extra

@@ -1,8 +1,9 @@
-"""The scenarios under two concurrency models, each in a fresh process.
+"""The scenarios under two or three concurrency models, each in a fresh process.
 
 `one_session`: one session on all threads behind a queue; each query has the whole machine. `many_sessions`: one single-threaded
 session per core behind one queue; a query takes longer, but no thread waits for another. Which serves more at the same p99 depends
-on the engine, the model and the lengths, so it is measured.
+on the engine, the model and the lengths, so it is measured. `batched`, on request: one session on all threads that runs concurrent
+queries in common batches, as `AsyncEncoder` does.
 
 Sessions are not thread-safe, so each has its own thread; the engines release the GIL while they compute. Only inference is timed,
 token ids in and embedding out; `latency.measure_serving` times tokenization.
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 
 from optbench.artifact.folder import Artifact
 from optbench.engines import Engine, Session
+from optbench.engines.batching import BATCH_MAX, Batcher, plan_batches
 from optbench.engines.openvino import OpenVino
 from optbench.errors import MeasureError
 from optbench.machine.cpu import usable_threads
@@ -27,7 +29,7 @@ from optbench.machine.progress import Progress, silent
 from optbench.machine.worker import Worker
 from optbench.measure.footprint import MemorySample, read_memory
 from optbench.measure.latency import warm_until_stable
-from optbench.measure.load.arrivals import ServerPool, SystemClock, draw_queries, run_in_threads
+from optbench.measure.load.arrivals import ServerPool, SystemClock, draw_queries, run_in_threads, serve_arrivals
 from optbench.measure.load.report import REAL_QUERIES, Concurrency, ConcurrencyResult, ScenarioReport, scenario_notes, serves_more
 from optbench.measure.load.scenarios import HighestRate, Offline, ServerRun, SingleStream, highest_rate, offline, server, single_stream
 from optbench.measure.machine_state import check_machine_state
@@ -42,23 +44,28 @@ Input: TypeAlias = tuple[NDArray[np.int64], NDArray[np.int64]]
 
 # The first run of a shape grows the arena or plans the kernels.
 WARM_RUNS = 2
+# Concurrent callers of a batched session: a batch that runs, and one that waits.
+CALLERS = 2 * BATCH_MAX
+# Queries at once that warm up the shapes of batches.
+WARM_BURST = 8 * BATCH_MAX
 # Distinct inputs of a fixed length, so that no run finds the previous one's embedding rows in the cache.
 DISTINCT_INPUTS = 8
 # The default p99 limit: allows a short queue, or a query that runs on one of a few cores.
 LIMIT_OF_SINGLE_P99 = 4.0
 
 
-def concurrency_models(engine: Engine) -> tuple[Concurrency, ...]:
-    """Both ways to use the engine's threads; with a single thread, only `one_session`."""
+def concurrency_models(engine: Engine, batch_delay_ms: float | None = None) -> tuple[Concurrency, ...]:
+    """The ways to use the engine's threads: `many_sessions` where there are several, `batched` where a delay is given."""
     threads = engine.threads or usable_threads()
     one = Concurrency(name="one_session", sessions=1, engine=engine)
+    batched = () if batch_delay_ms is None else (Concurrency(name="batched", sessions=1, engine=engine, batch_delay_ms=batch_delay_ms),)
     if threads == 1:
-        return (one,)
+        return (one, *batched)
     changes: dict[str, Any] = {"threads": 1}
     if isinstance(engine, OpenVino) and engine.enable_cpu_pinning is None:
         # Each compiled model pins its threads regardless of the others in the process: two may share a core.
         changes["enable_cpu_pinning"] = False
-    return (one, Concurrency(name="many_sessions", sessions=threads, engine=engine.model_copy(update=changes)))
+    return (one, Concurrency(name="many_sessions", sessions=threads, engine=engine.model_copy(update=changes)), *batched)
 
 
 def make_batches(rows: Sequence[NDArray[np.int64]], batch: int, pad_id: int) -> list[Input]:
@@ -77,18 +84,33 @@ class _Service:
     def __init__(self, payload: Mapping[str, Any], progress: Progress) -> None:
         subject = Subject.received(payload)
         begin_ns = time.perf_counter_ns()
-        servers = [partial(_embed, subject.open()) for _ in range(payload["sessions"])]
+        self._sessions = [subject.open() for _ in range(payload["sessions"])]
         self.load_ms = (time.perf_counter_ns() - begin_ns) / 1e6
         self._pad_id = read_body(subject.artifact.path).pad_id
         self._rows = {name: [np.array(row, dtype=np.int64) for row in rows] for name, rows in payload["workloads"].items()}
         self._queries = {name: [_single(row) for row in rows] for name, rows in self._rows.items()}
-        self._pool = ServerPool(servers, SystemClock())
+        self._pool = ServerPool([partial(_embed, session) for session in self._sessions], SystemClock())
         self._progress = progress
+        self._mean_ns = math.nan
         progress("warm-up", None)
         self._warm_shapes([each for queries in self._queries.values() for each in queries])
         real = sorted(self._queries[REAL_QUERIES], key=lambda each: each[0].shape)
-        run_in_threads([partial(_warm_until_stable, serve, real[len(real) // 2]) for serve in servers])
-        self._mean_ns = math.nan
+        run_in_threads([partial(_warm_until_stable, serve, real[len(real) // 2]) for serve in self._pool.servers])
+        if payload["batch_delay_ms"] is not None:
+            self._batch_callers(payload["batch_delay_ms"])
+
+    def _batch_callers(self, delay_ms: float) -> None:
+        """Replace the session by callers whose queries share its batches, and warm up the shapes of those."""
+        batcher = Batcher(self._embed_together, delay_s=delay_ms / 1e3, size_max=BATCH_MAX)
+        self._pool = ServerPool([lambda query: batcher.submit(query).result()] * CALLERS, SystemClock())
+        burst = draw_queries(self._queries[REAL_QUERIES], WARM_BURST, seed=0)
+        serve_arrivals(self._pool, burst, np.zeros(len(burst), dtype=np.int64))
+
+    def _embed_together(self, queries: list[Input]) -> list[None]:
+        rows = [ids[0] for ids, _ in queries]
+        for batch in plan_batches(list(map(len, rows)), BATCH_MAX):
+            self._sessions[0].embed(*pad_batch([rows[index] for index in batch], self._pad_id))
+        return [None] * len(queries)
 
     def _warm_shapes(self, inputs: Sequence[Input]) -> None:
         shapes = list({each[0].shape: each for each in inputs}.values())
@@ -111,7 +133,7 @@ class _Service:
 
     def highest_rate(self, limit_ms: float, seconds: float) -> HighestRate:
         # The capacity if the sessions never idled and did not slow each other down.
-        first_rate = len(self._pool.servers) / self._mean_ns * 1e9
+        first_rate = len(self._sessions) / self._mean_ns * 1e9
         queries = self._queries[REAL_QUERIES]
         return highest_rate(self._pool, queries, limit_ms, seconds, first_rate=first_rate, progress=self._progress)
 
@@ -167,7 +189,7 @@ def serve_scenarios(payload: dict[str, Any], progress: Progress) -> Generator[An
 def run_scenarios(
     subject: Subject, queries_token_ids: Sequence[NDArray[np.int64]], settings: Scenarios, progress: Progress = silent
 ) -> ScenarioReport:
-    """Run all scenarios under both concurrency models, one process after the other.
+    """Run all scenarios under each concurrency model, one process after the other.
 
     This takes about 10 to 20 times `settings.seconds` per model, mostly for the search for the highest rate. many_sessions opens the
     artifact once per thread; an engine that does not map the weights then keeps a copy per thread. `queries_token_ids` are the task's
@@ -179,12 +201,13 @@ def run_scenarios(
         MachineError: a process was killed, usually for lack of memory.
     """
     workloads = _workloads(subject.artifact, queries_token_ids, settings.lengths)
-    models = concurrency_models(subject.engine)
+    models = concurrency_models(subject.engine, settings.batch_delay_ms)
     disturbances = check_machine_state()
     results: list[ConcurrencyResult] = []
     limit = settings.limit_ms or 0.0
     for index, model in enumerate(models):
-        payload = {"sessions": model.sessions, "workloads": workloads}
+        payload = {"sessions": model.sessions, "batch_delay_ms": model.batch_delay_ms, "workloads": workloads}
+        batches = settings.batches if model.batch_delay_ms is None else ()
         with replace(subject, engine=model.engine).start(serve_scenarios, payload) as worker:
             ask = partial(_Requests(worker, progress, model.name, index / len(models), 1 / len(models)), seconds=settings.seconds)
             load_ms = ask("open", 0.0)
@@ -197,7 +220,7 @@ def run_scenarios(
                     single_stream=single,
                     highest=HighestRate.model_validate(ask("highest rate", 0.2, limit_ms=limit)),
                     server=None if settings.rate is None else ServerRun.model_validate(ask("server", 0.8, rate=settings.rate)),
-                    offline=tuple(Offline.model_validate(ask("offline", 0.9, batch=batch)) for batch in settings.batches),
+                    offline=tuple(Offline.model_validate(ask("offline", 0.9, batch=batch)) for batch in batches),
                     memory=MemorySample.model_validate(ask("memory", 1.0)),
                 )
             )

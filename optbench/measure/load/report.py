@@ -20,21 +20,24 @@ REAL_QUERIES = "real queries"
 # Models are not interleaved: two rates closer than this are a tie.
 TIE_SHARE = 0.05
 
-ModelName = Literal["one_session", "many_sessions"]
+ModelName = Literal["one_session", "many_sessions", "batched"]
 
 
 class Concurrency(Frozen):
     """A way to distribute an engine over the cores.
 
     Attributes:
-        name: `one_session`: one session on all threads; `many_sessions`: single-threaded sessions, all fed by one queue.
+        name: `one_session`: one session on all threads; `many_sessions`: single-threaded sessions, all fed by one queue; `batched`: one
+            session that runs concurrent queries in common batches, as `AsyncEncoder` does.
         sessions: how many, each with a thread of its own.
         engine: with the threads of one session.
+        batch_delay_ms: how long a query waits for others to share its batch; None where each query runs alone.
     """
 
     name: ModelName
     sessions: int
     engine: Engine
+    batch_delay_ms: float | None = None
 
 
 class ConcurrencyResult(Frozen):
@@ -46,7 +49,7 @@ class ConcurrencyResult(Frozen):
         single_stream: by workload; with many_sessions, the other sessions are idle.
         highest: the highest rate within the report's limit, on real queries.
         server: at the requested rate, on real queries; None if none was requested.
-        offline: by batch size, on real queries.
+        offline: by batch size, on real queries; empty for `batched`, which forms its batches itself.
     """
 
     concurrency: Concurrency
@@ -76,7 +79,7 @@ class ScenarioReport(Frozen):
         seconds: of each run.
         limit_ms: p99 limit of `highest`.
         limit_given: the user set the limit; else it is derived from one_session's single stream.
-        models: one_session, and many_sessions if there is more than one thread.
+        models: one_session, many_sessions if there is more than one thread, and batched if a delay was given.
         serves_more: the model with the higher rate at the same p99; None for a tie or a single model.
     """
 
@@ -105,11 +108,7 @@ class ScenarioReport(Frozen):
             batches += [[name, str(each.batch), str(each.n_texts), f"{each.texts_per_second:.1f}"] for each in model.offline]
         queries = f"{len(self.tokens)} real queries of {self.tokens[0]} to {self.tokens[-1]} tokens, drawn at random. {STAR}"
         limit = f"highest: the highest rate with p99 at most {self.limit_ms:.4g} ms. "
-        compared = {
-            None: "Neither concurrency model clearly serves more at that p99. ",
-            "one_session": "one_session serves more at that p99. ",
-            "many_sessions": "many_sessions serves more at that p99. ",
-        }[self.serves_more]
+        compared = f"{self.serves_more or 'No concurrency model clearly'} serves {'most' if len(self.models) > 2 else 'more'} at that p99. "
         server = f"Latency counts from the scheduled arrival; {limit}{compared if len(self.models) > 1 else ''}{STAR}"
         return [
             ScenarioTable("Single stream", ["model", "workload", *LATENCY_COLUMNS], single, queries),

@@ -78,6 +78,8 @@ def test_many_sessions_split_the_threads_of_one() -> None:
     assert isinstance(pinned.engine, OpenVino)
     assert pinned.engine.enable_cpu_pinning is True
     assert [model.name for model in concurrency_models(Torch(threads=1))] == ["one_session"]
+    assert [model.name for model in concurrency_models(Torch(threads=1), 0.0)] == ["one_session", "batched"]
+    assert [model.name for model in concurrency_models(Torch(threads=2), 2.0)] == ["one_session", "many_sessions", "batched"]
 
 
 def test_notes_say_how_idle_threads_behave_and_what_was_not_found() -> None:
@@ -117,6 +119,25 @@ def test_scenarios_run_over_a_real_engine_in_both_models(make_artifact: Callable
     shares = [share for _, share in told if share is not None]
     assert shares == sorted(shares)
     assert shares[-1] == 1
+
+
+def test_batched_session_serves_concurrent_queries_with_the_delay(make_artifact: Callable[..., Artifact]) -> None:
+    delay_ms = 1.0
+    report = run_scenarios(
+        Subject(make_artifact(Kind.ONNX), OnnxRuntime(threads=1)),
+        [np.arange(1, length + 1) for length in (3, 5, 9)],
+        Scenarios(limit_ms=2, seconds=0.2, batches=(4,), batch_delay_ms=delay_ms),
+    )
+    one, batched = report.models
+    assert (batched.concurrency.name, batched.concurrency.sessions, batched.concurrency.batch_delay_ms) == ("batched", 1, delay_ms)
+    assert (len(one.offline), batched.offline) == (1, ())
+    # Alone, a query waits out the delay.
+    assert batched.single_stream[REAL_QUERIES].latency.p50_ns.low >= delay_ms * 1e6
+    assert batched.highest.probes
+    assert ScenarioReport.model_validate_json(report.model_dump_json()) == report
+    _, server, offline = report.tables()
+    assert "batched" in [row[0] for row in server.rows]
+    assert [row[0] for row in offline.rows] == ["one_session"]
 
 
 def test_limit_that_is_not_given_comes_from_the_single_stream(make_artifact: Callable[..., Artifact]) -> None:
