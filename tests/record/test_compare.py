@@ -46,11 +46,10 @@ def rerun(
         pace = day * (1.0 if old.label in record.baselines else 1 + slower) * np.exp(between * generator.standard_normal())
         shares = [len(each) for each in process_rounds(len(next(iter(old.samples_ns.values()))), old.processes)]
         lucks = np.repeat(np.exp(luck * generator.standard_normal(old.processes)), shares)
+        medians = {length: old.median_ms(length) for length in old.samples_ns}
         samples = {
-            length: tuple(
-                (round(1e6 * old.median_ms(length) * pace * own * np.exp(spread * generator.standard_normal())),) for own in lucks
-            )
-            for length in old.samples_ns
+            length: tuple((round(1e6 * median * pace * own * np.exp(spread * generator.standard_normal())),) for own in lucks)
+            for length, median in medians.items()
         }
         return old.model_copy(update={"samples_ns": samples})
 

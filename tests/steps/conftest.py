@@ -10,10 +10,9 @@ from numpy.typing import NDArray
 
 from optbench.artifact.folder import Artifact, seal
 from optbench.artifact.manifest import Kind
-from optbench.machine.cpu import read_machine
-from optbench.steps.base import StepContext
 from optbench.steps.convert_openvino import ConvertOpenvino
 from optbench.steps.export_onnx import ExportOnnx
+from tests.conftest import MakeOnce, filled_by
 
 TINY_TEXTS = [
     "red shoe",
@@ -42,20 +41,15 @@ def shop_texts() -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def minilm(tmp_path_factory: pytest.TempPathFactory, minilm_checkpoint: Artifact) -> Callable[[Kind], Artifact]:
+def minilm(make_once: MakeOnce, minilm_checkpoint: Artifact) -> Callable[[Kind], Artifact]:
     """all-MiniLM-L6-v2 as `minilm(Kind.ONNX)` or `minilm(Kind.OPENVINO)`; made once a session."""
-    made = {Kind.CHECKPOINT: minilm_checkpoint}
 
     def make(kind: Kind) -> Artifact:
-        if kind not in made:
-            folder = tmp_path_factory.mktemp(f"minilm-{kind}")
-            (folder / "staging").mkdir()
-            (folder / "scratch").mkdir()
-            step = ExportOnnx() if kind is Kind.ONNX else ConvertOpenvino()
-            source = make(Kind.CHECKPOINT if kind is Kind.ONNX else Kind.ONNX)
-            step.run(source, folder / "staging", StepContext(scratch=folder / "scratch", machine=read_machine()))
-            made[kind] = seal(folder / "staging", folder / "sealed", kind, "real")
-        return made[kind]
+        if kind is Kind.CHECKPOINT:
+            return minilm_checkpoint
+        step = ExportOnnx() if kind is Kind.ONNX else ConvertOpenvino()
+        source = make(Kind.CHECKPOINT if kind is Kind.ONNX else Kind.ONNX)
+        return make_once((kind, "minilm"), kind, "real", filled_by(step, source))
 
     return make
 

@@ -20,8 +20,6 @@ from optbench.model.tokenizer import encode_batch, load_tokenizer
 from optbench.steps.base import CalibrationTexts, StepContext, StepReport
 from optbench.steps.calibration.samples import CalibrationInput, calibration_inputs
 from optbench.steps.compress_weights import DYNAMIC_GROUP, CompressWeights, choose_dynamic_group
-from optbench.steps.convert_openvino import ConvertOpenvino
-from optbench.steps.export_onnx import ExportOnnx
 from optbench.steps.openvino.graph import constant_behind, find_weight_matmuls, quiet_nncf
 
 TEXTS = [
@@ -72,17 +70,10 @@ def tiny(make_artifact: Callable[..., Artifact]) -> Artifact:
     return make_artifact(Kind.OPENVINO, "BertModel", "mean")
 
 
-@pytest.fixture(scope="module")
-def minilm(tmp_path_factory: pytest.TempPathFactory, minilm_checkpoint: Artifact) -> Artifact:
+@pytest.fixture
+def minilm(minilm: Callable[[Kind], Artifact]) -> Artifact:
     """The real model as OpenVINO IR, its weights [in, out] as ONNX has them."""
-    folder = tmp_path_factory.mktemp("minilm_openvino")
-    artifact = minilm_checkpoint
-    for step, kind in ((ExportOnnx(), Kind.ONNX), (ConvertOpenvino(), Kind.OPENVINO)):
-        for name in ("staging", "scratch"):
-            (folder / kind / name).mkdir(parents=True)
-        step.run(artifact, folder / kind / "staging", StepContext(scratch=folder / kind / "scratch", machine=read_machine()))
-        artifact = seal(folder / kind / "staging", folder / kind / "sealed", kind, "real")
-    return artifact
+    return minilm(Kind.OPENVINO)
 
 
 def make_broken_model(source: Artifact, texts: Sequence[str]) -> ov.Model:

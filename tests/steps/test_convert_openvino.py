@@ -23,6 +23,7 @@ from optbench.steps.base import StepContext, StepReport
 from optbench.steps.convert_openvino import ConvertOpenvino
 from optbench.steps.export_onnx import ExportOnnx
 from optbench.steps.onnx import file as onnx_file
+from tests.conftest import MakeOnce, filled_by
 
 # As in test_export_onnx: 64 terms a sum, 8 sums a path, 6e-8 a rounding of values of order 1.
 TINY_ABSOLUTE = 3e-5
@@ -36,22 +37,18 @@ def run_step(source: Artifact, folder: Path, **options: Any) -> tuple[Path, Step
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory, make_checkpoint: Callable[..., Artifact]) -> Callable[..., Artifact]:
+def exported(
+    make_once: MakeOnce, make_checkpoint: Callable[..., Artifact], make_artifact: Callable[..., Artifact]
+) -> Callable[..., Artifact]:
     """Sealed tiny ONNX artifacts; `external` puts the weights in a data file."""
-    made: dict[tuple[str, str, bool], Artifact] = {}
 
     def make(architecture: str = "BertModel", pooling: str = "mean", *, external: bool = False) -> Artifact:
-        key = (architecture, pooling, external)
-        if key not in made:
-            folder = tmp_path_factory.mktemp("exported")
-            (folder / "staging").mkdir()
-            context = StepContext(scratch=folder, machine=read_machine())
-            with pytest.MonkeyPatch.context() as patch:
-                if external:
-                    patch.setattr(onnx_file, "INLINE_BYTES_MAX", 1000)
-                ExportOnnx().run(make_checkpoint(architecture, pooling), folder / "staging", context)
-            made[key] = seal(folder / "staging", folder / "sealed", Kind.ONNX, "random")
-        return made[key]
+        if not external:
+            return make_artifact(Kind.ONNX, architecture, pooling)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(onnx_file, "INLINE_BYTES_MAX", 1000)
+            fill = filled_by(ExportOnnx(), make_checkpoint(architecture, pooling))
+            return make_once(("external", architecture, pooling), Kind.ONNX, "random", fill)
 
     return make
 

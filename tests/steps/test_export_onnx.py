@@ -45,15 +45,11 @@ def run_step(source: Artifact, folder: Path, **options: Any) -> tuple[Path, Step
 
 
 @pytest.fixture(scope="module")
-def export(tmp_path_factory: pytest.TempPathFactory, make_checkpoint: Callable[..., Artifact]) -> Callable[..., tuple[Artifact, Path]]:
-    made: dict[tuple[str, str, bool], tuple[Artifact, Path]] = {}
-
+def export(make_checkpoint: Callable[..., Artifact], make_artifact: Callable[..., Artifact]) -> Callable[..., tuple[Artifact, Path]]:
     def make(architecture: str = "BertModel", pooling: str = "mean", normalize: bool = True) -> tuple[Artifact, Path]:
-        key = (architecture, pooling, normalize)
-        if key not in made:
-            source = make_checkpoint(architecture, pooling, normalize=normalize)
-            made[key] = source, run_step(source, tmp_path_factory.mktemp("export"))[0]
-        return made[key]
+        options = {} if normalize else {"normalize": False}
+        source = make_checkpoint(architecture, pooling, **options)
+        return source, make_artifact(Kind.ONNX, architecture, pooling, **options).path
 
     return make
 

@@ -21,7 +21,6 @@ from optbench.artifact.manifest import Kind
 from optbench.errors import MachineError, StepError
 from optbench.machine.cpu import read_machine
 from optbench.steps.base import CandidateLatencies, StepContext
-from optbench.steps.export_onnx import ExportOnnx
 from optbench.steps.fuse_graph import FuseGraph, time_ratio
 from optbench.steps.onnx import file as onnx_file
 
@@ -29,13 +28,8 @@ Context = Callable[..., StepContext]
 
 
 @pytest.fixture(scope="module")
-def exported(make_checkpoint: Callable[..., Artifact], tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    folder = tmp_path_factory.mktemp("exported")
-    (folder / "onnx").mkdir()
-    (folder / "scratch").mkdir()
-    context = StepContext(scratch=folder / "scratch", machine=read_machine())
-    ExportOnnx().run(make_checkpoint("BertModel", "mean"), folder / "onnx", context)
-    return seal(folder / "onnx", folder / "sealed", Kind.ONNX, "random")
+def exported(make_artifact: Callable[..., Artifact]) -> Artifact:
+    return make_artifact(Kind.ONNX)
 
 
 @pytest.fixture
