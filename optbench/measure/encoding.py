@@ -15,7 +15,7 @@ from optbench.machine.progress import Progress, silent
 from optbench.machine.worker import Worker
 from optbench.measure.subject import Subject
 
-__all__ = ["BATCH_SIZE", "TextEncoder"]
+__all__ = ["BATCH_SIZE", "Role", "TextEncoder"]
 
 Role = Literal["query", "document"]
 # Queries are embedded one at a time, as in a service: some int8 models give other vectors in a batch. Documents are indexed in batches.

@@ -23,11 +23,14 @@ if TYPE_CHECKING:
     from optbench.machine.floor import WeightFormat
     from optbench.machine.peaks import Peaks
 
-__all__ = ["ConditionKind", "Fidelity", "Recipe", "Scenarios", "StabilityTarget", "Targets", "Workload", "recipe_schema"]
+__all__ = ["HOSTILE_TEXTS", "ConditionKind", "Fidelity", "Recipe", "Scenarios", "StabilityTarget", "Targets", "Workload", "recipe_schema"]
 
 Tokens = Annotated[int, Field(ge=1, le=100_000)]
 ConditionKind = Literal["order", "padding", "batch", "threads", "isa"]
 """What batch invariance is measured against: the conditions around a text that must not change its embedding."""
+
+# Four of each of the 25 kinds: seconds for a small model, a minute for 24 layers.
+HOSTILE_TEXTS = 100
 
 
 class Targets(Frozen):
@@ -103,6 +106,27 @@ class Fidelity(Frozen):
     )
     cosine_min: float = Field(default=0.80, ge=-1, le=1, description="Smallest allowed cosine similarity of any one text.")
     texts: int = Field(default=128, ge=8, le=100_000, description="Number of real texts to compare.")
+    hostile_texts: int = Field(
+        default=HOSTILE_TEXTS,
+        ge=0,
+        le=100_000,
+        exclude_if=lambda count: count == HOSTILE_TEXTS,
+        description="Number of hostile texts to compare as well: made from a seed, in 25 kinds such as repeated words, punctuation, "
+        "markup, part codes and foreign scripts. None of them is calibrated on. 0: none.",
+    )
+    hostile_cosine_min: float | None = Field(
+        default=None,
+        ge=-1,
+        le=1,
+        exclude_if=lambda limit: limit is None,
+        description="Smallest allowed cosine similarity of any one hostile text; default: measured, but not limited.",
+    )
+
+    @model_validator(mode="after")
+    def _check_hostile_texts(self) -> Self:
+        if self.hostile_cosine_min is not None and self.hostile_texts == 0:
+            raise ValueError("hostile_cosine_min needs hostile_texts of at least 1")
+        return self
 
 
 class StabilityTarget(Frozen):

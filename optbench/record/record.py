@@ -5,7 +5,7 @@ Schema history:
     2  adds, each optional: accuracy of queries alone against an fp32 index and the share of fp32's top 10 that stays
        (`overlap`, `query_side`), the recipe's `targets.index`, stability of the embeddings, serving scenarios,
        how many processes each model was timed in (records of schema 1: one, unless they say otherwise).
-       Records of schema 1 can still be read.
+    3  adds, each optional: cosine over hostile texts of each point. Records of schemas 1 and 2 can still be read.
 """
 
 import json
@@ -32,8 +32,8 @@ from optbench.steps.base import StepReport
 
 __all__ = ["Point", "Record", "check_comparable", "find_record", "newest_record", "read_record", "write_record"]
 
-SCHEMA_VERSION = 2
-SCHEMAS_READ = (1, 2)
+SCHEMA_VERSION = 3
+SCHEMAS_READ = (1, 2, 3)
 # A record of a large judged task has some megabytes of per-query values.
 RECORD_BYTES_MAX = 256 * 1024 * 1024
 
@@ -52,6 +52,8 @@ class Point(Frozen):
         peak_rss_bytes: of the step's process when it ran, file-backed pages included.
         fidelity_to_source: cosine to the step's input artifact, if the step changes numbers.
         fidelity_to_base: cosine to the base in torch fp32.
+        hostile_to_source: like fidelity_to_source, over hostile texts; None with random weights.
+        hostile_to_base: like fidelity_to_base, over hostile texts; None with random weights.
         accuracy: one entry per task; empty with random weights.
     """
 
@@ -68,6 +70,8 @@ class Point(Frozen):
     report: StepReport
     fidelity_to_source: Fidelity | None = None
     fidelity_to_base: Fidelity | None = None
+    hostile_to_source: Fidelity | None = None
+    hostile_to_base: Fidelity | None = None
     accuracy: tuple[AccuracyResult, ...] = ()
 
 
@@ -91,7 +95,7 @@ class Record(Frozen):
         warnings: reasons to doubt the figures.
     """
 
-    schema_version: Literal[1, 2] = 2
+    schema_version: Literal[1, 2, 3] = 3
     created: str
     optbench: str
     recipe: Recipe

@@ -40,4 +40,12 @@ def measured_tables(measured: MeasuredArtifacts) -> list[Table]:
     note = f"Change: relative, in %, against {first.label}, with its paired 95 % interval."
     tables.append(Table("Accuracy", ["model", "metric", "value", "change"], rows, note))
     in_base_index = base_index_table(measured.accuracy)
-    return tables if in_base_index is None else [*tables, in_base_index]
+    tables += [] if in_base_index is None else [in_base_index]
+    return [*tables, _hostile_table(measured)] if measured.hostile else tables
+
+
+def _hostile_table(measured: MeasuredArtifacts) -> Table:
+    rows = [[label, f"{found.mean:.4f}", f"{found.minimum:.4f}"] for label, found in measured.hostile.items()]
+    count = next(iter(measured.hostile.values())).n_texts
+    note = f"{count} texts far from prose, such as repeated words, markup and part codes."
+    return Table(f"Cosine to {measured.timings[0].label} over hostile texts", ["model", "mean", "worst"], rows, note)

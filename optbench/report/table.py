@@ -68,7 +68,7 @@ def _percent(share: float) -> str:
 
 
 def tradeoff_table(record: Record) -> Table:
-    """One row per step: milliseconds, megabytes, and cosine of the embeddings to fp32."""
+    """One row per step: milliseconds, megabytes, and cosine of the embeddings to fp32, the worst over hostile texts beside the others."""
     length = reading_length(record)
     fastest = fastest_baseline(record, length) if record.baselines else None
     rows = []
@@ -76,11 +76,26 @@ def tradeoff_table(record: Record) -> Table:
         fidelity = point.fidelity_to_base
         cosines = [f"{fidelity.mean:.4f}", f"{fidelity.minimum:.4f}"] if fidelity else ["1", "1"]
         speed = _speed_cells(record, point, fastest, length)
-        rows.append([point.label, str(point.engine["engine"]), f"{point.size_bytes / 1e6:.0f}", *speed, *cosines])
+        rows.append(
+            [point.label, str(point.engine["engine"]), f"{point.size_bytes / 1e6:.0f}", *speed, *cosines, *_hostile_cells(record, point)]
+        )
     note = f"x: speed-up over {fastest}, the fastest fp32 engine here at {length} tokens; cosine to fp32, mean and worst text."
     if record.weights == "random":
         note += " Random weights: the latency is true, the cosine shows only that the graph computes the same function."
-    return Table("What each step bought and cost", ["step", "engine", "MB", f"ms@{length}", "x", "cosine", "worst"], rows, note)
+    columns = ["step", "engine", "MB", f"ms@{length}", "x", "cosine", "worst"]
+    last = record.final.hostile_to_base
+    if last is not None:
+        columns.append("hostile")
+        note += f" hostile: the worst of {last.n_texts} texts far from prose, such as repeated words, markup and part codes"
+        note += f"; mean at the last step {last.mean:.4f}."
+    return Table("What each step bought and cost", columns, rows, note)
+
+
+def _hostile_cells(record: Record, point: Point) -> list[str]:
+    """No cell where the record has no hostile texts."""
+    if record.final.hostile_to_base is None:
+        return []
+    return [f"{point.hostile_to_base.minimum:.4f}" if point.hostile_to_base else "1"]
 
 
 def _speed_cells(record: Record, point: Point, fastest: str | None, length: int) -> list[str]:

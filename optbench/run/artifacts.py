@@ -3,14 +3,19 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from pydantic import Field
+
 from optbench.machine.cpu import Isa
 from optbench.machine.frozen import Frozen
 from optbench.measure.accuracy import AccuracyResult
+from optbench.measure.encoding import TextEncoder
+from optbench.measure.fidelity import Fidelity
+from optbench.measure.hostile import HostileFidelity
 from optbench.measure.latency import Timing
 from optbench.measure.machine_state import check_machine_state
 from optbench.measure.subject import Subject
 from optbench.measure.timing_warnings import timing_warnings
-from optbench.recipe.schema import Workload
+from optbench.recipe.schema import HOSTILE_TEXTS, Workload
 from optbench.run.cache import Cache
 from optbench.run.listener import Listener
 from optbench.run.measure import measure_task_accuracy, time_subjects
@@ -23,10 +28,15 @@ ROUNDS_A_PROCESS = 3
 
 
 class MeasuredArtifacts(Frozen):
-    """What `optbench measure` measured: one timing an artifact, from one interleaved run, and accuracy by artifact."""
+    """What `optbench measure` measured: one timing an artifact, from one interleaved run, and accuracy by artifact.
+
+    Attributes:
+        hostile: cosine to the first artifact over hostile texts, of the others; measured where accuracy is.
+    """
 
     timings: tuple[Timing, ...]
     accuracy: dict[str, tuple[AccuracyResult, ...]]
+    hostile: dict[str, Fidelity] = Field(default_factory=dict)
     warnings: tuple[str, ...]
 
 
@@ -45,18 +55,27 @@ def read_subjects(folders: Sequence[Path], engine: str | None = None, isa: Isa |
 def measure_artifacts(
     subjects: Sequence[Subject], workload: Workload, tasks: Sequence[Task], cache: Cache, listener: Listener
 ) -> MeasuredArtifacts:
-    """Time artifacts against each other, and measure their accuracy on tasks, also with their queries in an index of the first."""
+    """Time artifacts against each other, and measure their accuracy on tasks, also with their queries in an index of the first.
+
+    With tasks and several artifacts, the cosine to the first over hostile texts is measured too.
+    """
     disturbances = check_machine_state()
     timings = time_subjects(subjects, workload, listener)
     accuracy: dict[str, tuple[AccuracyResult, ...]] = {}
+    hostile: dict[str, Fidelity] = {}
     data = load_tasks(tasks)
+    compared = HostileFidelity(HOSTILE_TEXTS if len(subjects) > 1 else 0)
     for subject in subjects if data else []:
         listener.begin(f"accuracy of {subject.label}")
         base = None if subject is subjects[0] else subjects[0]
         results = measure_task_accuracy(subject, data, cache, base=base, progress=listener.update)
         accuracy[subject.label] = results
+        with TextEncoder(subject, cache.embeddings, listener.update) as encode:
+            fidelity = compared.compare(encode)
+        if fidelity is not None:
+            hostile[subject.label] = fidelity[1]
         listener.end("; ".join(f"{result.main_metric} {result.mean():.4f} on {result.task}" for result in results))
-    return MeasuredArtifacts(timings=timings, accuracy=accuracy, warnings=(*disturbances, *timing_warnings(timings)))
+    return MeasuredArtifacts(timings=timings, accuracy=accuracy, hostile=hostile, warnings=(*disturbances, *timing_warnings(timings)))
 
 
 def time_alternately(

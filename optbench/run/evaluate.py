@@ -10,6 +10,7 @@ from optbench.errors import MeasureError, StepError
 from optbench.measure.accuracy import AccuracyResult
 from optbench.measure.encoding import TextEncoder
 from optbench.measure.fidelity import Fidelity, measure_fidelity
+from optbench.measure.hostile import HostileFidelity
 from optbench.measure.subject import Subject
 from optbench.run.listener import Listener
 from optbench.run.measure import TaskData, TaskTexts, measure_task_accuracy
@@ -28,12 +29,14 @@ RANDOM_TEXTS = 32
 class StageQuality:
     """How good a stage's embeddings are: cosine to the stage before and to the base, None for the base itself; accuracy by task.
 
-    There is no accuracy with random weights.
+    There is neither accuracy nor a cosine over hostile texts with random weights.
     """
 
     to_source: Fidelity | None
     to_base: Fidelity | None
     accuracy: tuple[AccuracyResult, ...]
+    hostile_to_source: Fidelity | None = None
+    hostile_to_base: Fidelity | None = None
 
 
 class StageEvaluator:
@@ -49,6 +52,7 @@ class StageEvaluator:
         self.warnings: list[str] = []
         self.data: TaskData = load_tasks(run.tasks)
         self.texts = TaskTexts.sample(self.data, RANDOM_TEXTS if run.options.weights == "random" else run.recipe.fidelity.texts)
+        self._hostile = HostileFidelity(run.recipe.fidelity.hostile_texts if run.options.weights == "real" else 0)
         self._run, self._listener = run, listener
         self._base: tuple[Subject, NDArray[np.float32]] | None = None
         self._before: NDArray[np.float32] | None = None
@@ -66,11 +70,14 @@ class StageEvaluator:
         cache, progress = self._run.cache, self._listener.update
         with TextEncoder(subject, cache.embeddings, progress) as encode:
             vectors = np.concatenate([encode(self.texts.queries, "query"), encode(self.texts.documents, "document")])
+            hostile = self._hostile.compare(encode)
         to_source = None if self._before is None else measure_fidelity(self._before, vectors)
         to_base = None if self._base is None else measure_fidelity(self._base[1], vectors)
         self._before = vectors
         if to_source is not None and to_base is not None:
             self._check_fidelity(stage, *judged_fidelity(stage.step, to_source, to_base))
+        if hostile is not None:
+            self._check_hostile(stage, *judged_fidelity(stage.step, *hostile))
         base = None if self._base is None else self._base[0]
         accuracy = measure_task_accuracy(subject, self.data, cache, base=base, progress=progress) if real else ()
         if self._base is None:
@@ -79,8 +86,10 @@ class StageEvaluator:
         parts = [f"{result.main_metric} {result.mean(result.main_metric):.4f} on {result.task}" for result in accuracy]
         if to_base is not None:
             parts.append(f"cosine to fp32 {to_base.mean:.4f}, worst {to_base.minimum:.4f}")
+        if hostile is not None:
+            parts.append(f"worst of {hostile[1].n_texts} hostile texts {hostile[1].minimum:.4f}")
         self._listener.end("; ".join(parts) or "reference")
-        return StageQuality(to_source, to_base, accuracy)
+        return StageQuality(to_source, to_base, accuracy, *(hostile or ()))
 
     def _subject(self, stage: Stage) -> Subject:
         """The stage in the recipe's engine, on the whole CPU where the engine cannot be held to an instruction set."""
@@ -104,6 +113,16 @@ class StageEvaluator:
             self.warnings.append(f"{problem}; the weights are random, so the run continues")
             return
         raise StepError(f"{problem}; choose a gentler setting for this step, or lower the recipe's fidelity limits on purpose")
+
+    def _check_hostile(self, stage: Stage, fidelity: Fidelity, reference: str) -> None:
+        limit = self._run.recipe.fidelity.hostile_cosine_min
+        if limit is None or fidelity.minimum >= limit:
+            return
+        raise StepError(
+            f"{stage.label}: moved a hostile text too far: its cosine to {reference} is {fidelity.minimum:.4f}, and the recipe expects at "
+            f"least {limit} of all {fidelity.n_texts}: {self._hostile.describe(fidelity.worst)}; give calibration more hostile texts, or "
+            "lower the recipe's hostile_cosine_min on purpose"
+        )
 
 
 def stage_subject(stage: Stage, run: Run) -> Subject:

@@ -132,6 +132,8 @@ def make_record(
             report=stage.outcome.report,
             fidelity_to_source=quality.to_source,
             fidelity_to_base=quality.to_base,
+            hostile_to_source=quality.hostile_to_source,
+            hostile_to_base=quality.hostile_to_base,
             accuracy=quality.accuracy,
         )
         for stage, quality in stages

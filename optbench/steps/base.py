@@ -23,11 +23,13 @@ if TYPE_CHECKING:
     from optbench.tasks import JudgedTexts  # noqa: F401  # named in the string below
 
 __all__ = [
+    "HOSTILE_SAMPLES",
     "BaseCheckpoint",
     "BaseStep",
     "CalibrationTexts",
     "CandidateLatencies",
     "EvaluationTexts",
+    "HostileSamples",
     "Input",
     "LayerLatencies",
     "RecipeFiles",
@@ -43,6 +45,20 @@ ReduceRange = Annotated[
     Field(description="7-bit weights, so that sums of products cannot overflow on a CPU without VNNI; auto: only on such a CPU."),
 ]
 """The option of steps that round weights to int8; its default is `auto`."""
+
+HostileSamples = Annotated[
+    int,
+    Field(
+        ge=0,
+        le=10_000,
+        description="Number of hostile texts to calibrate on as well, such as repeated words, punctuation, markup and foreign scripts: "
+        "without any, such inputs exceed the ranges of activations.",
+    ),
+]
+"""The option of steps that calibrate activation ranges."""
+
+# Two of each kind. More bring nothing: bench/LOG.md, Q10.
+HOSTILE_SAMPLES = 26
 
 
 class Refusal(Frozen):

@@ -18,7 +18,17 @@ from optbench.artifact.folder import Artifact, copy_companions
 from optbench.artifact.manifest import Kind
 from optbench.errors import MachineError, StepError
 from optbench.machine.disk import free_disk
-from optbench.steps.base import BaseStep, CalibrationTexts, Input, ReduceRange, Refusal, StepContext, StepReport
+from optbench.steps.base import (
+    HOSTILE_SAMPLES,
+    BaseStep,
+    CalibrationTexts,
+    HostileSamples,
+    Input,
+    ReduceRange,
+    Refusal,
+    StepContext,
+    StepReport,
+)
 from optbench.steps.openvino.graph import constant_behind, find_weight_matmuls, group_by_activation, quiet_nncf, read_graph, save_graph
 from optbench.steps.patterns import match_names
 
@@ -36,11 +46,12 @@ class QuantizeStatic(BaseStep):
 
     takes: ClassVar[frozenset[Kind]] = frozenset({Kind.OPENVINO})
     gives: ClassVar[Kind] = Kind.OPENVINO
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     libraries: ClassVar[tuple[str, ...]] = ("nncf", "openvino", "tokenizers", "numpy")
 
     step: Literal["quantize_static"] = "quantize_static"
     samples: int = Field(default=64, ge=1, le=10_000, description="Number of calibration texts; each is run twice.")
+    hostile_samples: HostileSamples = HOSTILE_SAMPLES
     seed: int = Field(default=0, ge=0, description="Random seed for drawing texts.")
     # Strengths compared: bench/LOG.md, Q4.
     smooth_quant_alpha: float | None = Field(default=0.75, ge=0, le=1, description="SmoothQuant's alpha; null turns it off.")
@@ -77,7 +88,9 @@ class QuantizeStatic(BaseStep):
         from optbench.steps.calibration.samples import calibration_inputs
 
         where = f"{source.main_file} {self.step}"
-        inputs = calibration_inputs(source.path, context.need(CalibrationTexts), self.samples, self.seed, where)
+        inputs = calibration_inputs(
+            source.path, context.need(CalibrationTexts), self.samples, self.seed, where, hostile=self.hostile_samples
+        )
         free_disk(out, 2 * source.size_bytes, "the smoothed and the quantized model")
         scope = self._scope(source, where)
         graph, smoothed = source.main_file, 0
@@ -97,6 +110,7 @@ class QuantizeStatic(BaseStep):
                 "smoothed": smoothed,
                 "reduce_range": reduce_range,
                 "calibration_texts": len(inputs),
+                "hostile_texts": self.hostile_samples,
                 "calibration_tokens": sum(lengths),
                 "longest_text_tokens": lengths[-1],
             },

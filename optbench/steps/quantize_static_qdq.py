@@ -17,7 +17,7 @@ from pydantic import Field, JsonValue
 from optbench.artifact.folder import Artifact
 from optbench.errors import StepError
 from optbench.machine.disk import free_disk
-from optbench.steps.base import CalibrationTexts, Input, StepContext, StepReport
+from optbench.steps.base import HOSTILE_SAMPLES, CalibrationTexts, HostileSamples, Input, StepContext, StepReport
 from optbench.steps.onnx.quantizer import OnnxQuantizer
 
 if TYPE_CHECKING:
@@ -35,11 +35,12 @@ __all__ = ["QuantizeStaticQdq"]
 class QuantizeStaticQdq(OnnxQuantizer):
     """Quantize the linear layers of an ONNX graph to int8, with activation ranges from calibration."""
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     libraries: ClassVar[tuple[str, ...]] = ("onnx-ir", "onnxruntime", "tokenizers", "numpy")
 
     step: Literal["quantize_static_qdq"] = "quantize_static_qdq"
     samples: int = Field(default=64, ge=1, le=10_000, description="Number of calibration texts.")
+    hostile_samples: HostileSamples = HOSTILE_SAMPLES
     seed: int = Field(default=0, ge=0, description="Random seed for drawing texts.")
     smooth_quant_alpha: float | None = Field(default=0.75, ge=0, le=1, description="SmoothQuant's alpha; null turns it off.")
     method: Literal["minmax", "percentile", "entropy"] = Field(default="minmax", description="How an activation's range is chosen.")
@@ -57,7 +58,9 @@ class QuantizeStaticQdq(OnnxQuantizer):
         from optbench.steps.onnx.weights import select_products
 
         where = f"{source.main_file} {self.step}"
-        inputs = calibration_inputs(source.path, context.need(CalibrationTexts), self.samples, self.seed, where)
+        inputs = calibration_inputs(
+            source.path, context.need(CalibrationTexts), self.samples, self.seed, where, hostile=self.hostile_samples
+        )
         free_disk(out, source.size_bytes, "the quantized model")
         model = read_onnx(source)
         selection = select_products(model, self.exclude, self.expect, where)
@@ -74,6 +77,7 @@ class QuantizeStaticQdq(OnnxQuantizer):
             "reduce_range": reduce_range,
             "activations": len(groups),
             "calibration_texts": len(inputs),
+            "hostile_texts": self.hostile_samples,
             "calibration_tokens": sum(lengths),
             "longest_text_tokens": lengths[-1],
         }

@@ -19,6 +19,19 @@ def test_record_comes_back_as_it_was(make_record: MakeRecord, tmp_path: Path) ->
     assert read_record(write_record(record, tmp_path)) == record
 
 
+@pytest.mark.parametrize("schema", [1, 2])
+def test_record_of_an_earlier_schema_is_read_without_hostile_texts(schema: int, make_record: MakeRecord, tmp_path: Path) -> None:
+    path = write_record(make_record(), tmp_path)
+    document = json.loads(path.read_text())
+    document["schema_version"] = schema
+    for point in document["points"]:
+        del point["hostile_to_source"], point["hostile_to_base"]
+    path.write_text(json.dumps(document))
+    record = read_record(path)
+    assert record.schema_version == schema
+    assert all(point.hostile_to_base is None for point in record.points)
+
+
 def test_record_is_never_overwritten(make_record: MakeRecord, tmp_path: Path) -> None:
     path = write_record(make_record(), tmp_path)
     before = path.read_bytes()
@@ -42,7 +55,7 @@ def test_folder_without_records_is_an_error(tmp_path: Path) -> None:
     ("damage", "said"),
     [
         (lambda text: text[: len(text) // 2], "may be truncated"),
-        (lambda text: text.replace('"schema_version":2', '"schema_version":99'), "has schema 99"),
+        (lambda text: text.replace('"schema_version":3', '"schema_version":99'), "has schema 99"),
         (lambda text: json.dumps({"schema_version": 1}), "broken at"),
         (lambda text: "[]", "has schema None"),
         (lambda text: text.replace('"threads":2', '"threads":"many"'), "broken at threads"),

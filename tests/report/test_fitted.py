@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from optbench.measure.fidelity import Fidelity
 from optbench.recipe.load import load_recipe
 from optbench.record.record import Record, write_record
 from optbench.record.verdict import judge
@@ -122,6 +123,21 @@ def read_or_end(descriptor: int) -> bytes:
 
 
 COLOR = re.compile(r"\x1b\[[0-9;]*(3[0-9]|9[0-7])m")
+
+
+def test_worst_hostile_text_of_each_step_has_a_column_and_the_note_says_of_how_many(make_record: Callable[..., Record]) -> None:
+    record = make_record()
+    worst = Fidelity(mean=0.9871, p01=0.95, minimum=0.9416, worst=7, n_texts=300)
+    points = (*record.points[:-1], record.final.model_copy(update={"hostile_to_base": worst}))
+    table = tradeoff_table(record.model_copy(update={"points": points}))
+    assert table.columns[-1] == "hostile"
+    assert [row[-1] for row in table.rows] == ["1"] * (len(points) - 1) + ["0.9416"]
+    assert "the worst of 300 texts" in table.note
+    assert "mean at the last step 0.9871" in table.note
+    text = shown(table)
+    assert "continued" not in text
+    assert max(map(len, text.splitlines())) <= 80
+    assert "hostile" not in shown(tradeoff_table(record))  # a record of an earlier schema
 
 
 def test_color_is_for_terminals_and_no_color_turns_it_off(make_record: Callable[..., Record], tmp_path: Path) -> None:

@@ -70,6 +70,11 @@ def evaluate_moved(evaluator: StageEvaluator, make_artifact: Callable[..., Artif
     return evaluator.evaluate(stage(make_artifact(Kind.ONNX), QuantizeStatic(), weights))
 
 
+def set_floors(evaluator: StageEvaluator, **floors: float) -> None:
+    recipe = evaluator._run.recipe
+    evaluator._run.recipe = recipe.model_copy(update={"fidelity": recipe.fidelity.model_copy(update=floors)})
+
+
 @pytest.fixture
 def moved(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluate, "TextEncoder", FakeEncoder)
@@ -81,6 +86,24 @@ def moved(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_step_that_moves_the_embeddings_too_far_ends_the_run(evaluator: StageEvaluator, make_artifact: Callable[..., Artifact]) -> None:
     with pytest.raises(StepError, match=r"^0 quantize_static: moved the embeddings too far: cosine to the step's source is 0.9397"):
         evaluate_moved(evaluator, make_artifact, "real")
+
+
+@pytest.mark.usefixtures("moved")
+def test_hostile_text_below_the_floor_ends_the_run_and_is_named(evaluator: StageEvaluator, make_artifact: Callable[..., Artifact]) -> None:
+    set_floors(evaluator, cosine_mean_min=0.9, hostile_cosine_min=0.95)
+    said = (
+        r"^0 quantize_static: moved a hostile text too far: its cosine to the step's source is 0.9397, .* at least 0.95 of all 100: .+, '"
+    )
+    with pytest.raises(StepError, match=said):
+        evaluate_moved(evaluator, make_artifact, "real")
+
+
+@pytest.mark.usefixtures("moved")
+def test_hostile_texts_are_measured_without_a_floor(evaluator: StageEvaluator, make_artifact: Callable[..., Artifact]) -> None:
+    set_floors(evaluator, cosine_mean_min=0.9)
+    quality = evaluate_moved(evaluator, make_artifact, "real")
+    assert quality.hostile_to_base.n_texts == quality.hostile_to_source.n_texts == 100
+    assert quality.hostile_to_base.minimum == pytest.approx(np.cos(np.radians(20)))
 
 
 @pytest.mark.usefixtures("moved")

@@ -18,12 +18,13 @@ from optbench.engines.onednn import MAX_ISA
 from optbench.errors import MachineError, StepError
 from optbench.machine.cpu import read_machine
 from optbench.model.tokenizer import encode_batch, load_tokenizer
-from optbench.steps.base import CalibrationTexts, StepContext, StepReport
+from optbench.steps.base import HOSTILE_SAMPLES, CalibrationTexts, StepContext, StepReport
 from optbench.steps.calibration.samples import calibration_inputs
 from optbench.steps.calibration.smoothing import observe_maxima, smooth, smoothing_scale
 from optbench.steps.convert_openvino import ConvertOpenvino
 from optbench.steps.openvino.graph import find_weight_matmuls, group_by_activation, read_graph, transpose_weights
 from optbench.steps.quantize_static import QuantizeStatic
+from optbench.tasks.hostile import hostile_texts
 
 MakeContext = Callable[..., StepContext]
 MakeArtifact = Callable[..., Artifact]
@@ -72,7 +73,8 @@ def test_every_weight_and_both_factors_of_the_scores_are_quantized(
     assert report.matched == {"MatMul": 12, "MatMul of two activations": 2}
     assert report.refused == ()
     assert report.facts["smoothed"] == 2 * 4
-    assert report.facts["calibration_texts"] == len(tiny_texts)
+    assert report.facts["calibration_texts"] == len(tiny_texts) + HOSTILE_SAMPLES
+    assert report.facts["hostile_texts"] == HOSTILE_SAMPLES
     assert stored_types(path).count("i8") == 12
     assert (tmp_path / "out" / "tokenizer.json").is_file()
     found, wanted = (embed(model, source.path, tiny_texts) for model in (path, source.main_file))
@@ -155,6 +157,30 @@ def test_real_model_is_closer_to_float_than_nncf_by_itself(
     # On 99 shop queries: .998 on average and .994 at least, against .995 and .976.
     assert ours.min() > 0.98
     assert ours.mean() > theirs.mean()
+    hostile = list(hostile_texts(50, "test"))
+    wanted = embed(source.main_file, source.path, hostile)
+    # Without hostile texts among those that calibrate: .74 at worst of 300.
+    assert (embed(path, source.path, hostile) * wanted).sum(axis=1).min() > 0.93
+
+
+def ranges(path: Path) -> NDArray[np.float32]:
+    """The width of each activation's range."""
+    rounded = [node for node in ov.Core().read_model(path).get_ordered_ops() if node.get_type_name() == "FakeQuantize"]
+    bounds = [[node.input_value(port).get_node().data.item() for port in (1, 2)] for node in rounded]
+    return np.diff(np.array(bounds, dtype=np.float32), axis=1)[:, 0]
+
+
+def test_hostile_texts_widen_the_ranges(
+    make_artifact: MakeArtifact, make_context: MakeContext, tmp_path: Path, tiny_texts: list[str]
+) -> None:
+    context, source = make_context(values={CalibrationTexts: tiny_texts[:4]}), make_artifact(Kind.OPENVINO)
+    options = {"smooth_quant_alpha": None}
+    narrow, wide = (
+        ranges(quantize(source, tmp_path / str(count), context, hostile_samples=count, **options)[0]) for count in (0, HOSTILE_SAMPLES)
+    )
+    # Equal where a layer norm bounds the values.
+    assert (wide >= narrow * (1 - 1e-6)).all()
+    assert (wide > narrow * 1.01).any()
 
 
 def test_two_runs_write_the_same_bytes_and_another_seed_others(

@@ -1,6 +1,8 @@
 """Static int8 in QDQ form: what is rewritten, the ranges, smoothing, and parity with ONNX Runtime's own quantizer."""
 
+import json
 import logging
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,10 +18,12 @@ from optbench.artifact.folder import Artifact, open_artifact
 from optbench.artifact.manifest import Kind
 from optbench.errors import StepError
 from optbench.model.tokenizer import encode_batch, load_tokenizer
-from optbench.steps.base import CalibrationTexts, StepContext, StepReport
+from optbench.steps.base import HOSTILE_SAMPLES, CalibrationTexts, StepContext, StepReport
 from optbench.steps.calibration.samples import calibration_inputs
 from optbench.steps.onnx.ranges import activation_scale
 from optbench.steps.quantize_static_qdq import QuantizeStaticQdq
+from optbench.tasks.hostile import hostile_texts
+from tests.conftest import WORDS
 
 MakeContext = Callable[..., StepContext]
 MakeArtifact = Callable[..., Artifact]
@@ -71,7 +75,7 @@ def test_products_of_one_activation_share_its_quantizer(
     assert after["Mul"] - before["Mul"] == multiplications
     assert report.matched == {"MatMul": 12}
     assert [refusal.reason for refusal in report.refused] == ["multiplies two activations"] * 4
-    assert report.facts["calibration_texts"] == len(tiny_texts)
+    assert report.facts["calibration_texts"] == len(tiny_texts) + HOSTILE_SAMPLES
 
 
 def test_parameters_are_those_of_onnxruntimes_own_quantizer(
@@ -81,7 +85,7 @@ def test_parameters_are_those_of_onnxruntimes_own_quantizer(
 
     source = make_artifact(Kind.ONNX, "XLMRobertaModel", "mean")
     context = make_context(values={CalibrationTexts: tiny_texts})
-    path, _ = quantize(source, tmp_path / "out", context, smooth_quant_alpha=None, reduce_range=False)
+    path, _ = quantize(source, tmp_path / "out", context, smooth_quant_alpha=None, reduce_range=False, hostile_samples=0)
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime is not type-checked
         def __init__(self) -> None:
@@ -221,6 +225,22 @@ def test_calibration_inputs_are_drawn_once_and_never_padded(make_artifact: MakeA
     assert len({entry["input_ids"].tobytes() for entry in inputs}) == 5
     assert lengths == sorted(lengths)
     assert all(entry["attention_mask"].all() for entry in inputs)
+
+
+def test_hostile_texts_are_added_with_each_prompt_in_turn(make_artifact: MakeArtifact, tiny_texts: list[str], tmp_path: Path) -> None:
+    folder = tmp_path / "prompted"
+    shutil.copytree(make_artifact(Kind.ONNX).path, folder)
+    prompts = {"query": f"{WORDS[0]} ", "document": f"{WORDS[1]} {WORDS[1]} "}
+    (folder / "config_sentence_transformers.json").write_text(json.dumps({"prompts": prompts}), encoding="utf-8")
+    plain = calibration_inputs(folder, tiny_texts, 5, 0, "test")
+    inputs = calibration_inputs(folder, tiny_texts, 5, 0, "test", hostile=4)
+    tokenizer = load_tokenizer(folder)
+    made = hostile_texts(4, "calibration", 0)
+    expected = [
+        encode_batch(tokenizer, [prompts["document" if index % 2 else "query"] + text])[0].tobytes() for index, text in enumerate(made)
+    ]
+    found = [entry["input_ids"].tobytes() for entry in inputs]
+    assert sorted(found) == sorted([*expected, *(entry["input_ids"].tobytes() for entry in plain)])
 
 
 def test_activation_that_is_not_finite_is_named(
