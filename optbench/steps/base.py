@@ -57,8 +57,8 @@ HostileSamples = Annotated[
 ]
 """The option of steps that calibrate activation ranges."""
 
-# Two of each kind. More bring nothing: bench/LOG.md, Q10.
-HOSTILE_SAMPLES = 26
+# Four of each kind. More bring nothing: bench/LOG.md, Q10.
+HOSTILE_SAMPLES = 52
 
 
 class Refusal(Frozen):

@@ -53,7 +53,7 @@ class QuantizeStatic(BaseStep):
     samples: int = Field(default=64, ge=1, le=10_000, description="Number of calibration texts; each is run twice.")
     hostile_samples: HostileSamples = HOSTILE_SAMPLES
     seed: int = Field(default=0, ge=0, description="Random seed for drawing texts.")
-    # Strengths compared: bench/LOG.md, Q4.
+    # Strengths compared: bench/LOG.md, Q4 and Q10.
     smooth_quant_alpha: float | None = Field(default=0.75, ge=0, le=1, description="SmoothQuant's alpha; null turns it off.")
     ranges: Literal["minmax", "mean_minmax"] = Field(
         default="minmax", description="An activation's range: the extremes over all texts, or the mean of each text's extremes."

@@ -126,9 +126,9 @@ def _capitals(make: _Maker) -> str:
     return make.sentence(60).upper() + make.chance.choice(("", make.marks(8)))
 
 
-def _single_character(make: _Maker) -> str:
+def _single_token(make: _Maker) -> str:
     letter = chr(make.chance.randint(*map(ord, make.chance.choice(SCRIPTS[make.part]))))
-    return make.chance.choice((make.letters(1).lower(), make.digits(1), make.chance.choice(MARKS[make.part]), letter))
+    return make.chance.choice((make.letters(1).lower(), make.digits(1), make.chance.choice(MARKS[make.part]), letter, *make.pick(2)))
 
 
 def _longest(make: _Maker) -> str:
@@ -205,7 +205,7 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
         "longest": _longest,
         "numbers": _numbers,
         "foreign script": _foreign_script,
-        "single character": _single_character,
+        "single word or character": _single_token,
         "repeated phrase": _repeated_phrase,
         "html": _html,
         "part codes": _part_codes,
