@@ -27,7 +27,11 @@ from optbench.run.listener import Silent
 from optbench.run.make import make_stages
 from optbench.run.measure import TaskTexts, measure_task_accuracy
 from optbench.run.plan import Options, Run
-from optbench.steps import CompressWeights, QuantizeDynamic, QuantizeStatic, QuantizeStaticQdq, Step
+from optbench.steps import Step
+from optbench.steps.compress_weights import CompressWeights
+from optbench.steps.quantize_dynamic import QuantizeDynamic
+from optbench.steps.quantize_static import QuantizeStatic
+from optbench.steps.quantize_static_qdq import QuantizeStaticQdq
 from optbench.tasks import load_tasks, parse_task
 from optbench.tasks.hostile import KINDS, hostile_kinds
 

@@ -8,7 +8,8 @@ import pytest
 
 from optbench.artifact.folder import Artifact
 from optbench.artifact.manifest import Kind
-from optbench.engines import OnnxRuntime, Torch
+from optbench.engines.onnxruntime import OnnxRuntime
+from optbench.engines.torch import Torch
 from optbench.measure.subject import Subject
 from optbench.recipe.schema import Workload
 from optbench.record.record import Record
@@ -16,7 +17,8 @@ from optbench.report.measured import measured_tables
 from optbench.run import artifacts
 from optbench.run.cache import Cache
 from optbench.run.listener import Silent
-from optbench.tasks import Retail, Task
+from optbench.tasks import Task
+from optbench.tasks.retail import Retail
 from tests.conftest import accuracy_of
 
 
