@@ -42,8 +42,9 @@ def variants(recipe: Recipe, counts: Sequence[int]) -> dict[str, tuple[Step, ...
     """The recipe's steps up to its fp32 OpenVINO graph, and what may follow."""
     openvino = tuple(step for step in recipe.steps if step.step != "quantize_static")
     onnx = tuple(step for step in openvino if step.step != "convert_openvino")
+    static = next((step for step in recipe.steps if isinstance(step, QuantizeStatic)), QuantizeStatic())
     found: dict[str, tuple[Step, ...]] = {"fp32": openvino}
-    found |= {f"static, {count} hostile": (*openvino, QuantizeStatic(hostile_samples=count)) for count in counts}
+    found |= {f"static, {count} hostile": (*openvino, static.model_copy(update={"hostile_samples": count})) for count in counts}
     found |= {f"static QDQ, {count} hostile": (*onnx, QuantizeStaticQdq(hostile_samples=count)) for count in (0, counts[-1])}
     found["dynamic (ONNX Runtime)"] = (*onnx, QuantizeDynamic())
     found["int8 weights (OpenVINO)"] = (*openvino, CompressWeights(weights="int8_asym"))
