@@ -57,7 +57,7 @@ def tasks(model: str) -> list[RetrievalData]:
     data = [Retail().load()]
     home = Path(os.environ.get("OPTBENCH_TEST_DATA", ROOT.parent / "shared" / "data")) / "chorus"
     if home.is_dir() and bench(model).made.weights == "real":
-        data.append(Beir.from_folder(home).load())
+        data.append(Beir(path=home, text="title", ranking="judged", gain="exponential").load())
     return data
 
 

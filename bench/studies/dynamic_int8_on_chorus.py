@@ -59,7 +59,7 @@ def main() -> None:
     # No fidelity limit: a large loss is expected here.
     recipe = loaded.model_copy(update={"fidelity": loaded.fidelity.model_copy(update={"cosine_mean_min": -1.0, "cosine_min": -1.0})})
     cache = Cache(arguments.cache.absolute())
-    recipe = recipe.model_copy(update={"tasks": (Beir.from_folder(arguments.data),)})
+    recipe = recipe.model_copy(update={"tasks": (Beir(path=arguments.data, text="title", ranking="judged", gain="exponential"),)})
 
     def stages(step: QuantizeDynamic) -> list[Stage]:
         return make_stages(Run(recipe.model_copy(update={"steps": (ExportOnnx(), step)}), Options(cache=cache)), Silent())

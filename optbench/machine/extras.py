@@ -16,6 +16,7 @@ EXTRAS = {
     "report": ("altair", "jinja2", "vl_convert"),
     "mteb": ("mteb",),
     "loaders": ("fastembed",),
+    "parquet": ("pyarrow",),
 }
 
 

@@ -39,7 +39,7 @@ class Distill(TrainingStep):
     checkpoint.
     """
 
-    version: ClassVar[int] = 5
+    version: ClassVar[int] = 6
 
     step: Literal["distill"] = "distill"
     texts: TextPaths = ()

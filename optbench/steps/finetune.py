@@ -43,7 +43,7 @@ class Finetune(TrainingStep):
     Embeddings move on purpose: a recipe with this step needs a `fidelity` that allows it.
     """
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     step: Literal["finetune"] = "finetune"
     data: tuple[Path, ...] = Field(

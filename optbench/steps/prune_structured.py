@@ -40,7 +40,7 @@ class PruneStructured(BaseStep):
 
     takes: ClassVar[frozenset[Kind]] = frozenset({Kind.CHECKPOINT})
     gives: ClassVar[Kind] = Kind.CHECKPOINT
-    version: ClassVar[int] = 4
+    version: ClassVar[int] = 5
     libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers", "tokenizers", "numpy")
 
     step: Literal["prune_structured"] = "prune_structured"

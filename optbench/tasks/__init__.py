@@ -8,12 +8,16 @@ on that are not in the test (`CalibrationTexts`); and the test texts, for traini
 """
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from optbench.errors import TaskError
 from optbench.machine.registry import Registry
 from optbench.tasks.base import BaseTask, CalibrationTexts, PairData, RetrievalData, load_tasks
 from optbench.tasks.judged import JudgedTexts, judged_texts
+
+if TYPE_CHECKING:
+    from optbench.tasks.sts import Sts
+    from optbench.tasks.xquadr import XquadR
 
 __all__ = [
     "TASKS",
@@ -32,8 +36,8 @@ TASKS = Registry[BaseTask]("task", __name__, {"retail": "Retail", "beir": "Beir"
 Task = Annotated[BaseTask, TASKS]
 
 ACCEPTED = (
-    "`retail` (the embedded synthetic task), a BEIR folder (corpus.jsonl[.gz], queries.jsonl, qrels/test.tsv), "
-    "an XQuAD-R file (.json), sentence pairs (.csv of sentence1,sentence2,score), a folder of either with one per language, or `mteb:NAME`"
+    "`retail` (the embedded synthetic task), a BEIR folder (corpus, queries, qrels/test.tsv), an XQuAD-R file (.json), scored sentence "
+    "pairs (.csv, .tsv or .parquet of sentence1, sentence2, score), a folder of either with one per language, or `mteb:NAME`"
 )
 
 
@@ -44,10 +48,9 @@ def parse_task(text: str) -> Task:
         TaskError: `text` names no task; lists the accepted forms.
     """
     from optbench.tasks.beir import Beir
+    from optbench.tasks.files import find_table
     from optbench.tasks.mteb import Mteb
     from optbench.tasks.retail import Retail
-    from optbench.tasks.sts import Sts
-    from optbench.tasks.xquadr import XquadR
 
     if text == "retail":
         return Retail()
@@ -55,16 +58,25 @@ def parse_task(text: str) -> Task:
         return Mteb(mteb_name=text.removeprefix("mteb:"))
     path = Path(text)
     if path.is_dir():
-        if any((path / name).is_file() for name in ("corpus.jsonl", "corpus.jsonl.gz")):
+        if find_table(path, "corpus") is not None:
             return Beir.from_folder(path)
-        suffixes = {file.suffix for file in path.iterdir()} & {".json", ".csv"}
-        if len(suffixes) != 1:
-            raise TaskError(f"--task {text}: a folder with neither corpus.jsonl nor files of one type, .json or .csv; expected {ACCEPTED}")
-        return XquadR(path=path) if suffixes == {".json"} else Sts(path=path)
+        kinds = {kind for kind in map(_kind_of, path.iterdir()) if kind is not None}
+        if len(kinds) != 1:
+            raise TaskError(f"--task {text}: a folder with neither a corpus nor files of one kind, .json or pairs; expected {ACCEPTED}")
+        return kinds.pop()(path=path)
     if not path.is_file():
         raise TaskError(f"--task {text}: no such file or folder; expected {ACCEPTED}")
-    if path.suffix == ".json":
-        return XquadR(path=path)
-    if path.suffix == ".csv":
-        return Sts(path=path)
-    raise TaskError(f"--task {text}: a {path.suffix or 'extensionless'} file; expected {ACCEPTED}")
+    kind = _kind_of(path)
+    if kind is None:
+        raise TaskError(f"--task {text}: a {path.suffix or 'extensionless'} file; expected {ACCEPTED}")
+    return kind(path=path)
+
+
+def _kind_of(path: Path) -> "type[XquadR] | type[Sts] | None":
+    from optbench.tasks.files import suffix_of
+    from optbench.tasks.sts import SUFFIXES, Sts
+    from optbench.tasks.xquadr import XquadR
+
+    if suffix_of(path) == ".json":
+        return XquadR
+    return Sts if suffix_of(path) in SUFFIXES else None

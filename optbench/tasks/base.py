@@ -1,14 +1,12 @@
 """The base class of tasks, the data that they load, and what they share in reading and drawing texts."""
 
-import gzip
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import zip_longest
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TextIO
+from typing import Literal
 
 from pydantic import Field
 
@@ -16,7 +14,6 @@ from optbench.errors import TaskError
 from optbench.machine.frozen import Frozen
 
 __all__ = [
-    "LINE_CHARACTERS_MAX",
     "BaseTask",
     "CalibrationTexts",
     "Gain",
@@ -25,11 +22,8 @@ __all__ = [
     "RetrievalData",
     "calibrate_on_parts",
     "draw",
-    "files_of",
     "load_tasks",
     "normalize_text",
-    "open_lines",
-    "read_text",
     "shorten_to_queries",
     "spare_texts",
 ]
@@ -40,10 +34,6 @@ Gain = Literal["exponential", "linear"]
 Ranking = Literal["judged", "full", "both"]
 """What is ranked: each query's judged documents (a condensed list), the whole corpus, or both; with both, the verdict uses the first."""
 
-# SQuAD and pair files take a few megabytes; the limit keeps a hostile one out of memory.
-FILE_BYTES_MAX = 512 * 1024 * 1024
-# Far above BEIR's longest document; without a limit, a file without line breaks would be read into memory whole.
-LINE_CHARACTERS_MAX = 16 * 1024 * 1024
 # Calibration draws a few hundred texts, from a sample of this many documents.
 SAMPLED_DOCUMENTS = 200_000
 
@@ -62,6 +52,7 @@ class RetrievalData:
         without_itself: exclude the document that has the query's own id from its results (MTEB's `ignore_identical_ids`).
         weight: weight in the mean over tasks.
         attribution: license and source, in the owners' words.
+        notes: what was left out when it was read, for the terminal and the record.
     """
 
     name: str
@@ -76,6 +67,7 @@ class RetrievalData:
     without_itself: bool = False
     weight: float = 1.0
     attribution: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     def gains(self) -> Mapping[int, int]:
@@ -103,6 +95,16 @@ class RetrievalData:
                 kept.append(query)
         return tuple(kept)
 
+    def describe(self) -> str:
+        """Its size, and what is ranked and why, in one line."""
+        size = f"{self.name}: {len(self.queries):,} queries, {len(self.documents):,} documents"
+        if self.ranking == "full":
+            return "; ".join([f"{size}; ranks the full corpus", *self.notes])
+        mixed = len(self.rankable("judged"))
+        pools = f"{mixed:,} of {len(self.queries):,} queries have relevant and irrelevant documents judged"
+        what = "each query's judged documents" if self.ranking == "judged" else "each query's judged documents, and the full corpus"
+        return "; ".join([f"{size}; ranks {what}: {pools}", *self.notes])
+
 
 @dataclass(frozen=True)
 class PairData:
@@ -116,6 +118,11 @@ class PairData:
     synthetic: bool = False
     weight: float = 1.0
     attribution: str = ""
+    notes: tuple[str, ...] = ()
+
+    def describe(self) -> str:
+        """Its size, in one line."""
+        return "; ".join([f"{self.name}: {len(self.first):,} pairs", *self.notes])
 
 
 @dataclass(frozen=True)
@@ -161,10 +168,17 @@ class BaseTask(Frozen, ABC):
 
     @abstractmethod
     def calibration_texts(self, n: int, seed: int = 0) -> CalibrationTexts:
-        """Draw at most `n` queries and `n` documents that are not in the test.
+        """Draw at most `n` queries and `n` documents that are not in the test; none of a kind of which every text is in the test.
 
         Raises:
-            TaskError: every text of the task is in its test.
+            TaskError: as for `load`.
+        """
+
+    def check_files(self) -> None:
+        """Look for the files that `load` reads, without reading them.
+
+        Raises:
+            TaskError: a file is missing, or a library that reads them.
         """
 
 
@@ -193,7 +207,7 @@ def calibrate_on_parts(parts: Sequence[BaseTask], n: int, seed: int) -> Calibrat
     """Draw at most `n` queries and `n` documents, an equal share from each part.
 
     Raises:
-        TaskError: every text of some part is in its test.
+        TaskError: a part cannot be read.
     """
     drawn = [part.calibration_texts(-(-n // len(parts)), seed) for part in parts]
 
@@ -205,13 +219,10 @@ def calibrate_on_parts(parts: Sequence[BaseTask], n: int, seed: int) -> Calibrat
     )
 
 
-def spare_texts(data: RetrievalData, n: int, seed: int, where: str, queries: Iterable[str] = ()) -> CalibrationTexts:
+def spare_texts(data: RetrievalData, n: int, seed: int, queries: Iterable[str] = ()) -> CalibrationTexts:
     """Draw at most `n` unjudged documents, and at most `n` of `queries`, those of other splits.
 
-    Without any, the first words of unjudged documents are used, cut to the length of real queries. `where` names the task in errors.
-
-    Raises:
-        TaskError: every document is judged.
+    Without such queries, the first words of unjudged documents are used, cut to the length of real queries.
     """
     judged = {normalize_text(data.documents[document]) for grades in data.relevance.values() for document in grades}
     asked = set(data.queries.values())
@@ -221,15 +232,14 @@ def spare_texts(data: RetrievalData, n: int, seed: int, where: str, queries: Ite
     chosen = set(sampled)
     unjudged = [text for text in (data.documents[name] for name in names if name in chosen) if normalize_text(text) not in judged]
     documents = draw(unjudged, n, seed, without=asked)
-    if not documents:
-        raise TaskError(f"{where}: every document is judged, so none is left to calibrate on; choose another task")
-    note = f"{len(documents)} unjudged documents of {data.name}; "
-    spare = draw(queries, n, seed, without=asked)
-    if spare:
-        return CalibrationTexts(spare, documents, f"{note}{len(spare)} queries that are not in the test")
+    spare = draw(queries, n, seed, without=asked | judged)
+    note = f"{len(documents)} unjudged documents of {data.name}" if documents else f"every document of {data.name} is judged"
+    if spare or not documents:
+        others = f"; {len(spare)} queries that are not in the test" if spare else ""
+        return CalibrationTexts(spare, documents, note + others)
     lengths = [len(query.split()) for query in data.queries.values()]
     spare = shorten_to_queries(unjudged, lengths, n, seed, without=asked | judged)
-    return CalibrationTexts(spare, documents, f"{note}no queries outside the test: first words of {len(spare)} unjudged documents")
+    return CalibrationTexts(spare, documents, f"{note}; no queries outside the test: first words of {len(spare)} unjudged documents")
 
 
 def normalize_text(text: str) -> str:
@@ -248,40 +258,3 @@ def shorten_to_queries(texts: Sequence[str], lengths: Sequence[int], n: int, see
     """Draw at most `n` substitutes for queries: the first words of documents, as many as a real query has (`lengths`)."""
     generator = random.Random(seed)  # noqa: S311  # sampling, not cryptography
     return draw((" ".join(text.split()[: generator.choice(lengths)]) for text in texts), n, seed, without=without)
-
-
-def files_of(path: Path, suffix: str, expected: str) -> tuple[Path, ...]:
-    """The files of a folder that have this suffix, sorted by name; the path itself if it is not a folder.
-
-    Raises:
-        TaskError: the folder has no such file.
-    """
-    if not path.is_dir():
-        return (path,)
-    found = tuple(sorted(file for file in path.iterdir() if file.suffix == suffix and file.is_file()))
-    if not found:
-        raise TaskError(f"{path}: contains no {suffix} file; expected {expected}")
-    return found
-
-
-def read_text(path: Path, expected: str) -> str:
-    """Read a small file whole.
-
-    Raises:
-        TaskError: the file is missing, too large or not UTF-8; says what it should hold.
-    """
-    try:
-        if path.stat().st_size > FILE_BYTES_MAX:
-            raise TaskError(f"{path}: larger than {FILE_BYTES_MAX} bytes; expected {expected}")
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise TaskError(f"{path}: {error.strerror}; expected {expected}") from error
-    except UnicodeDecodeError as error:
-        raise TaskError(f"{path}: not UTF-8 at byte {error.start}; expected {expected}") from error
-
-
-def open_lines(path: Path) -> TextIO:
-    """Open a UTF-8 text file for reading line by line; a name that ends in .gz means gzip."""
-    if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8")
-    return path.open(encoding="utf-8")

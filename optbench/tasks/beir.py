@@ -1,37 +1,41 @@
-"""Retrieval tasks in the BEIR folder layout, plain or gzipped.
+"""Retrieval tasks in the BEIR folder layout.
 
-    corpus.jsonl[.gz]         {"_id", "title", "text"} on each line
-    queries.jsonl[.gz]        {"_id", "text"} on each line
-    qrels/<split>.tsv[.gz]    query-id, corpus-id, score, tab-separated, with a header line
+    corpus.jsonl       {"_id", "title", "text"} on each line
+    queries.jsonl      {"_id", "text"} on each line
+    qrels/<split>.tsv  query-id, corpus-id, score, with or without a header line
+
+Corpus and queries may also be .csv, .tsv or .parquet with these column names, and text files gzipped; `optbench.tasks.qrels` says what
+judgments may look like.
 
 Source: Thakur et al. 2021, "BEIR", arXiv:2104.08663.
 """
 
-import json
-import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import Field
 
 from optbench.errors import TaskError
-from optbench.tasks.base import LINE_CHARACTERS_MAX, BaseTask, CalibrationTexts, Gain, Ranking, RetrievalData, open_lines, spare_texts
+from optbench.tasks.base import BaseTask, CalibrationTexts, Gain, Ranking, RetrievalData, spare_texts
+from optbench.tasks.files import TABLE_SUFFIXES, check_text, find_table, read_objects
+from optbench.tasks.qrels import GRADE_MAX, find_judgments, read_judgments
 from optbench.tasks.spool import keep_texts
 
 __all__ = ["Beir"]
 
-# 2**30 - 1 is the largest exponential gain that fits trec_eval's int.
-GRADE_MAX = 30
-
-EXPECTED = f"query-id, corpus-id and a whole score of at most {GRADE_MAX}, tab-separated, on each line"
+# Below this share of queries with relevant and irrelevant documents judged, a few grades of 0 are not judged pools.
+POOLED_SHARE_MIN = 0.5
+ID_KEYS = ("_id", "id")
 
 
 class Beir(BaseTask):
     """A retrieval task in the BEIR layout."""
 
     task: Literal["beir"] = "beir"
-    path: Path = Field(description="The folder with corpus.jsonl, queries.jsonl and qrels/.")
+    path: Path = Field(
+        description="The folder with corpus.jsonl, queries.jsonl and qrels/. Corpus and queries may be .csv, .tsv or .parquet."
+    )
     split: str = Field(default="test", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name of the qrels file, without .tsv.")
     text: Literal["title", "text", "title text"] = Field(default="title text", description="Fields that make up a document's text.")
     ranking: Ranking = Field(default="full", description="Rank the judged documents of each query, the full corpus, or both.")
@@ -41,56 +45,99 @@ class Beir(BaseTask):
 
     @classmethod
     def from_folder(cls, path: Path) -> Self:
-        """Choose the options from a folder's test judgments.
+        """Choose ranking and gain from a folder's test judgments.
 
-        A grade of 0 shows that whole pools were judged, as in product search: rank titles within each query's judged documents, with
-        exponential gain if grades exceed 1. Otherwise, only relevant documents are listed, as in most of BEIR: keep the defaults.
+        If at least half of the queries have both relevant and irrelevant documents judged, whole pools were judged, as in product search:
+        each query's judged documents are ranked, with exponential gain if grades exceed 1. Otherwise irrelevant documents are not listed,
+        as in most of BEIR: the full corpus is ranked. `RetrievalData.describe` states the choice and its reason.
 
         Raises:
-            TaskError: qrels/test.tsv is missing or malformed.
+            TaskError: the judgments are missing or malformed.
         """
-        task = cls(path=path)
-        grades = {grade for judged in task._judgments().values() for grade in judged.values()}
-        if 0 not in grades:
-            return task
-        return cls(path=path, text="title", ranking="judged", gain="exponential" if max(grades) > 1 else "linear")
+        judgments = read_judgments(find_judgments(path, "test"))
+        mixed = sum(0 in judged.values() and any(judged.values()) for judged in judgments.values())
+        if mixed < POOLED_SHARE_MIN * len(judgments):
+            return cls(path=path)
+        graded = max(grade for judged in judgments.values() for grade in judged.values()) > 1
+        return cls(path=path, ranking="judged", gain="exponential" if graded else "linear")
 
     @property
     def name(self) -> str:
         """`beir:` and the name of the folder."""
         return f"beir:{self.path.resolve().name}"
 
+    def check_files(self) -> None:
+        """Look for corpus, queries and the split's judgments; raises TaskError where one is missing."""
+        for stem in ("corpus", "queries"):
+            _find(self.path, stem)
+        find_judgments(self.path, self.split)
+
     def load(self) -> RetrievalData:
         """Read corpus, queries and judgments.
 
-        Negative grades, which some TREC collections give to spam, count as 0. Documents without text in the chosen fields are left out.
+        Documents and queries without text are left out, and their judgments with them; `notes` has their number.
 
         Raises:
-            TaskError: a file is missing or malformed, or a judged query or document has no text.
+            TaskError: a file is missing or malformed, a judged query or document is not there, or none has text.
         """
-        all_queries = {record["_id"]: record["text"] for record in _read_records(self.path, "queries", ("_id", "text"))}
-        documents = keep_texts((document, text) for document, text in self._documents() if text)
-        relevance = self._judgments()
-        qrels = self.path / "qrels" / f"{self.split}.tsv"
-        for query, judged in relevance.items():
-            if query not in all_queries:
-                raise TaskError(f"{qrels}: judges query {query!r}, which is not in queries.jsonl; add it, or choose another split")
-            missing = next((document for document in judged if document not in documents), None)
-            if missing is not None:
-                raise TaskError(
-                    f"{qrels}: judges document {missing!r} for query {query!r}, but corpus.jsonl has no text for it in {self.text!r}; "
-                    "add it, or choose other fields (text)"
-                )
+        self.check_files()
+        relevance = read_judgments(find_judgments(self.path, self.split))
+        queries = dict(_read_texts(_find(self.path, "queries"), ("text",)))
+        documents, blank, notes = self._documents({document for judged in relevance.values() for document in judged})
+        self._check_known(relevance, queries, blank, documents)
+        silent = sum(not queries[query] for query in relevance)
+        if silent:
+            notes.append(f"{silent:,} queries without text left out")
+        kept = {query: {name: grade for name, grade in judged.items() if name not in blank} for query, judged in relevance.items()}
+        kept = {query: judged for query, judged in kept.items() if judged and queries[query]}
+        if not kept:
+            raise TaskError(f"{self.path}: no judged query and document have text; expected text in corpus and queries")
         return RetrievalData(
             name=self.name,
             language=self.language,
-            queries={query: all_queries[query] for query in relevance},
+            queries={query: queries[query] for query in kept},
             documents=documents,
-            relevance=relevance,
+            relevance=kept,
             gain=self.gain,
             ranking=self.ranking,
             relevant_from=self.relevant_from,
+            notes=tuple(notes),
         )
+
+    def _documents(self, judged: set[str]) -> tuple[Mapping[str, str], set[str], list[str]]:
+        """The texts by id, the judged ids without text, and a note of those left out."""
+        path = _find(self.path, "corpus")
+        blank: set[str] = set()
+        n_blank = 0
+
+        def with_text() -> Iterator[tuple[str, str]]:
+            nonlocal n_blank
+            for document, text in _read_texts(path, self.text.split()):
+                if text:
+                    yield document, text
+                else:
+                    n_blank += 1
+                    blank.update({document} & judged)
+
+        documents = keep_texts(with_text())
+        if not documents:
+            raise TaskError(f"{path}: none of its {n_blank:,} documents has text in {self.text!r}; choose other fields (text)")
+        return documents, blank, [f"{n_blank:,} documents without text left out, {len(blank):,} of them judged"] if n_blank else []
+
+    def _check_known(
+        self, relevance: Mapping[str, Mapping[str, int]], queries: Mapping[str, str], blank: set[str], documents: Mapping[str, str]
+    ) -> None:
+        where = find_judgments(self.path, self.split)
+        for query, judged in relevance.items():
+            if query not in queries:
+                name = _find(self.path, "queries").name
+                raise TaskError(f"{where}: judges query {query!r}, which is not in {name}; add it, or choose another split")
+            missing = next((document for document in judged if document not in documents and document not in blank), None)
+            if missing is not None:
+                name = _find(self.path, "corpus").name
+                raise TaskError(
+                    f"{where}: judges document {missing!r} for query {query!r}, which is not in {name}; add it, or remove the judgment"
+                )
 
     def calibration_texts(self, n: int, seed: int = 0) -> CalibrationTexts:
         """Draw unjudged documents, and queries of other splits.
@@ -98,67 +145,43 @@ class Beir(BaseTask):
         If there are no other queries, the first words of unjudged documents are used, cut to the length of real queries.
         """
         data = self.load()
-        others = (record["text"] for record in _read_records(self.path, "queries", ("_id", "text")) if record["_id"] not in data.queries)
-        return spare_texts(data, n, seed, f"{self.path}, split {self.split!r}", others)
-
-    def _documents(self) -> Iterator[tuple[str, str]]:
-        fields = self.text.split()
-        for record in _read_records(self.path, "corpus", ("_id",)):
-            yield record["_id"], " ".join(part for part in (str(record.get(name) or "").strip() for name in fields) if part)
-
-    def _judgments(self) -> dict[str, dict[str, int]]:
-        path = self.path / "qrels" / f"{self.split}.tsv"
-        if not path.is_file() and path.with_suffix(".tsv.gz").is_file():
-            path = path.with_suffix(".tsv.gz")
-        try:
-            with open_lines(path) as file:
-                lines = file.read().splitlines()
-        except UnicodeDecodeError as error:
-            raise TaskError(f"{path}: not UTF-8 at byte {error.start}; expected {EXPECTED}") from error
-        except (OSError, EOFError, zlib.error) as error:
-            found = ", ".join(sorted({file.name.partition(".tsv")[0] for file in (self.path / "qrels").glob("*.tsv*")})) or "none"
-            reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-            raise TaskError(f"{path}: {reason}; available splits: {found}") from error
-        relevance: dict[str, dict[str, int]] = {}
-        for number, line in enumerate(lines, 1):
-            cells = line.split("\t")
-            if number == 1 and cells[-1].strip() == "score":
-                continue
-            if not line.strip():
-                continue
-            try:
-                query, document, grade = cells[0], cells[1], int(cells[2])
-            except (IndexError, ValueError) as error:
-                raise TaskError(f"{path}:{number}: found {line!r}; expected {EXPECTED}") from error
-            if len(cells) != 3 or grade > GRADE_MAX:
-                raise TaskError(f"{path}:{number}: found {line!r}; expected {EXPECTED}")
-            relevance.setdefault(query, {})[document] = max(grade, 0)
-        if not relevance:
-            raise TaskError(f"{path}: contains no judgments; expected {EXPECTED}")
-        return relevance
+        others = (text for query, text in _read_texts(_find(self.path, "queries"), ("text",)) if query not in data.queries)
+        return spare_texts(data, n, seed, others)
 
 
-def _read_records(folder: Path, stem: str, keys: tuple[str, ...]) -> Iterator[dict[str, Any]]:
-    """Yield the objects of `<stem>.jsonl` or `<stem>.jsonl.gz`, one per line, each with a string for every key of `keys`."""
-    path = next((path for path in (folder / f"{stem}.jsonl", folder / f"{stem}.jsonl.gz") if path.is_file()), None)
+def _find(folder: Path, stem: str) -> Path:
+    path = find_table(folder, stem)
     if path is None:
-        raise TaskError(f"{folder}: has neither {stem}.jsonl nor {stem}.jsonl.gz; a BEIR folder has corpus, queries and qrels/")
+        if not folder.is_dir():
+            raise TaskError(f"{folder}: no such folder; give a BEIR folder, with corpus, queries and qrels/")
+        raise TaskError(f"{folder}: has no {stem} file ({', '.join(TABLE_SUFFIXES)}); a BEIR folder has corpus, queries and qrels/")
+    return path
+
+
+def _read_texts(path: Path, fields: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yield the id and the text of each row: these fields, joined by a space; an integer id becomes a string."""
     seen: set[str] = set()
-    number = 0
-    try:
-        with open_lines(path) as file:
-            while line := file.readline(LINE_CHARACTERS_MAX):
-                number += 1
-                if not line.strip():
-                    continue
-                record = json.loads(line)
-                if not isinstance(record, dict) or not all(isinstance(record.get(key), str) for key in keys):
-                    raise TaskError(f"{path}:{number}: found {line.strip()[:80]!r}; expected an object with {' and '.join(keys)}")
-                if record["_id"] in seen:
-                    raise TaskError(f"{path}:{number}: duplicate _id {record['_id']!r}; make the ids unique")
-                seen.add(record["_id"])
-                yield record
-    except ValueError as error:  # malformed JSON or UTF-8
-        raise TaskError(f"{path}:{number}: {error}; expected one JSON object on each line") from error
-    except (OSError, EOFError, zlib.error) as error:  # what gzip raises for a damaged or truncated file
-        raise TaskError(f"{path}:{number}: cannot be read: {error}; download the file again") from error
+    for where, row in read_objects(path):
+        name = _id_of(row, where)
+        if name in seen:
+            raise TaskError(f"{where}: duplicate id {name!r}; make the ids unique")
+        seen.add(name)
+        yield name, check_text(" ".join(part for part in (_field(row, field, where) for field in fields) if part), where)
+
+
+def _id_of(row: Any, where: str) -> str:
+    if not isinstance(row, dict):
+        raise TaskError(f"{where}: found {row!r:.80}; expected an object with _id and text")
+    name = next((row[key] for key in ID_KEYS if row.get(key) is not None), None)
+    if isinstance(name, bool) or not isinstance(name, (str, int)) or name == "":
+        raise TaskError(f"{where}: found {row!r:.80}; expected an object with _id, a text or a whole number")
+    return check_text(str(name), where)
+
+
+def _field(row: Mapping[str, Any], field: str, where: str) -> str:
+    value = row.get(field)
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise TaskError(f"{where}: {field} is {value!r:.80}; expected a text")
+    return value.strip()

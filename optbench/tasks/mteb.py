@@ -13,6 +13,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from optbench.errors import TaskError
+from optbench.machine.extras import require_extra
 from optbench.tasks.base import BaseTask, CalibrationTexts, PairData, RetrievalData, calibrate_on_parts, spare_texts
 from optbench.tasks.spool import keep_texts
 
@@ -85,16 +86,19 @@ class Mteb(BaseTask):
     def calibration_texts(self, n: int, seed: int = 0) -> CalibrationTexts:
         """Draw unjudged documents, and as queries the first words of such documents, cut to the length of real queries.
 
-        Raises:
-            TaskError: the task is an STS task, in which every sentence is judged, or has no unjudged document.
+        An STS task, in which every sentence is judged, has none.
         """
         parts = self.parts()
         if len(parts) > 1:
             return calibrate_on_parts(parts, n, seed)
         data = self.load()
         if isinstance(data, PairData):
-            raise TaskError(f"{self.name}: every sentence of an STS task is judged, so none is left to calibrate on; choose another task")
-        return spare_texts(data, n, seed, self.name)
+            return CalibrationTexts((), (), f"every sentence of {self.name} is judged")
+        return spare_texts(data, n, seed)
+
+    def check_files(self) -> None:
+        """Look for the mteb library, without importing it."""
+        require_extra("mteb", self.name)
 
     @cached_property
     def _described(self) -> Any:

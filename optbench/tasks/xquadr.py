@@ -14,7 +14,8 @@ from typing import Any, Literal
 from pydantic import Field
 
 from optbench.errors import TaskError
-from optbench.tasks.base import BaseTask, CalibrationTexts, RetrievalData, calibrate_on_parts, draw, files_of, read_text, shorten_to_queries
+from optbench.tasks.base import BaseTask, CalibrationTexts, RetrievalData, calibrate_on_parts, draw, shorten_to_queries
+from optbench.tasks.files import check_text, files_of, read_text
 
 __all__ = ["XquadR"]
 
@@ -34,7 +35,11 @@ class XquadR(BaseTask):
 
     def parts(self) -> tuple["XquadR", ...]:
         """One task for each file."""
-        return tuple(self.model_copy(update={"path": path}) for path in files_of(self.path, ".json", EXPECTED))
+        return tuple(self.model_copy(update={"path": path}) for path in files_of(self.path, (".json",), EXPECTED))
+
+    def check_files(self) -> None:
+        """Look for the files; raises TaskError where there is none."""
+        self.parts()
 
     def load(self) -> RetrievalData:
         """Read questions and sentences. Equal sentences are one candidate, so that a copy is never a wrong answer."""
@@ -43,7 +48,11 @@ class XquadR(BaseTask):
         ids: dict[str, str] = {}
         for where, paragraph in self._paragraphs():
             try:
-                context, breaks = paragraph["context"], [(int(start), int(end)) for start, end in paragraph["sentence_breaks"]]
+                place = f"{self.path}: {where}"
+                context, breaks = (
+                    check_text(paragraph["context"], place),
+                    [(int(start), int(end)) for start, end in paragraph["sentence_breaks"]],
+                )
                 sentences = [context[start:end].strip() for start, end in breaks]
                 for sentence in sentences:
                     ids.setdefault(sentence, f"s{len(ids)}")
@@ -54,9 +63,9 @@ class XquadR(BaseTask):
                         raise TaskError(
                             f"{self.path}: {where}: the answer to question {entry['id']!r} starts in no sentence; expected {EXPECTED}"
                         )
-                    queries[entry["id"]] = entry["question"]
-                    relevance[entry["id"]] = {ids[sentences[answering]]: 1}
-            except (KeyError, IndexError, TypeError, ValueError) as error:
+                    queries[str(entry["id"])] = check_text(entry["question"], place)
+                    relevance[str(entry["id"])] = {ids[sentences[answering]]: 1}
+            except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
                 raise TaskError(f"{self.path}: {where}: {type(error).__name__}: {error}; expected {EXPECTED}") from error
         if not queries:
             raise TaskError(f"{self.path}: contains no questions; expected {EXPECTED}")
@@ -81,7 +90,7 @@ class XquadR(BaseTask):
         tested = {*data.queries.values(), *(data.documents[document] for document in answers)}
         documents = draw(spare, n, seed, without=tested)
         if not documents:
-            raise TaskError(f"{self.path}: every sentence answers a question, so none is left to calibrate on; choose another task")
+            return CalibrationTexts((), (), f"every sentence of {self.name} answers a question")
         lengths = [len(question.split()) for question in data.queries.values()]
         queries = shorten_to_queries(spare, lengths, n, seed, without=tested)
         note = f"{len(documents)} sentences of {self.name} that answer no question; queries: first words of {len(queries)} such sentences"

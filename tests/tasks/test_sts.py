@@ -33,6 +33,8 @@ def test_header_is_skipped_and_language_unknown_without_a_code(tmp_path: Path) -
         ("a,b,1\nc,d\n", r":2: found \['c', 'd'\]"),
         ("a,b,1\nc,d,high\n", r":2: found"),
         ("a,b,1\nc,d,nan\n", r":2: found"),
+        ("a,b,nan\nc,d,1\ne,f,2\n", r":1: found \['a', 'b', 'nan'\]"),
+        ("a,b,high\nc,d,1\ne,f,2\n", r":1: found"),
         ("a,b,1\nx,c,d,2\n", r":2: found"),
         ("a,b,1\nc,d,1\n", r"2 pairs with fewer than two different scores"),
         ("", r"0 pairs"),
@@ -44,9 +46,30 @@ def test_broken_lines_are_named(tmp_path: Path, content: str, message: str) -> N
         Sts(path=write(tmp_path, content)).load()
 
 
-def test_calibration_is_refused_because_every_sentence_is_judged(tmp_path: Path) -> None:
-    with pytest.raises(TaskError, match="none is left to calibrate on; choose another task"):
-        Sts(path=write(tmp_path, "a,b,1\nc,d,2\n")).calibration_texts(5)
+def test_no_sentence_is_left_to_calibrate_on(tmp_path: Path) -> None:
+    spare = Sts(path=write(tmp_path, "a,b,1\nc,d,2\n")).calibration_texts(5)
+    assert (spare.queries, spare.documents, spare.note) == ((), (), "every sentence of sts:stsb-de-test is judged")
+
+
+@pytest.mark.parametrize(
+    ("content", "name"),
+    [
+        ("\ufeffa,b,1\r\nc,d,2\r\n", "bom.csv"),
+        ("\ufeffsentence1,sentence2,score\na,b,1\nc,d,2\n", "header.csv"),
+        ("split,Score,Sentence 1,Sentence 2\ntest,1,a,b\ntest,2.0,c,d\n", "any-order.csv"),
+        ("sentence1\tsentence2\tlabel\na\tb\t1\nc\td\t2\n", "tabs.tsv"),
+    ],
+)
+def test_files_are_read_in_the_forms_that_people_have(tmp_path: Path, content: str, name: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(content.encode())
+    data = Sts(path=path).load()
+    assert (data.first, data.second, data.scores) == (("a", "c"), ("b", "d"), (1.0, 2.0))
+
+
+def test_pairs_without_text_are_left_out_with_a_count(tmp_path: Path) -> None:
+    data = Sts(path=write(tmp_path, "a,b,1\n,d,2\ne,f,3\n")).load()
+    assert (data.first, data.notes) == (("a", "e"), ("1 pairs without text left out",))
 
 
 def test_folder_is_a_task_of_several_languages(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def test_folder_with_a_corpus_is_a_beir_task(tmp_path: Path) -> None:
     assert parse_task(str(tmp_path)) == Beir(path=tmp_path)
 
 
-@pytest.mark.parametrize(("name", "found"), [("folder", "with neither corpus"), ("a.txt", r"a \.txt file"), ("gone", "no such file")])
+@pytest.mark.parametrize(("name", "found"), [("folder", "with neither a corpus"), ("a.txt", r"a \.txt file"), ("gone", "no such file")])
 def test_what_is_no_task_gets_a_list_of_what_is(tmp_path: Path, name: str, found: str) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "a.txt").touch()

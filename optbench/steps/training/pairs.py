@@ -2,15 +2,15 @@
 
 import json
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from optbench.errors import StepError
+from optbench.errors import StepError, TaskError
 from optbench.tasks import JudgedTexts
-from optbench.tasks.base import LINE_CHARACTERS_MAX, open_lines
 from optbench.tasks.beir import Beir
+from optbench.tasks.files import TABLE_SUFFIXES, check_text, find_table, read_objects, suffix_of
+from optbench.tasks.qrels import find_judgments
 
 __all__ = ["Pairs", "check_no_test_query", "pair_files", "read_pairs"]
 
@@ -42,10 +42,23 @@ class Pairs:
 
 
 def pair_files(path: Path, split: str) -> dict[str, Path]:
-    """The files that `read_pairs` reads, by name; it reports those that are missing."""
-    names = ("corpus.jsonl", "corpus.jsonl.gz", "queries.jsonl", "queries.jsonl.gz", f"qrels/{split}.tsv")
-    files = [path / name for name in names] if path.is_dir() else [path]
-    return {file.name: file for file in files if file.is_file()}
+    """The files that `read_pairs` reads, by name.
+
+    Raises:
+        TaskError: one is missing, or a file of another type.
+    """
+    if path.is_dir():
+        tables = {stem: find_table(path, stem) for stem in ("corpus", "queries")}
+        for stem, table in tables.items():
+            if table is None:
+                raise TaskError(f"{path}: has no {stem} file; a BEIR folder has corpus, queries and qrels/")
+        files = [*(table for table in tables.values() if table is not None), find_judgments(path, split)]
+        return {file.name: file for file in files}
+    if not path.is_file():
+        raise TaskError(f"{path}: no such file or folder; its path is relative to the recipe; expected {EXPECTED}")
+    if suffix_of(path) not in TABLE_SUFFIXES:
+        raise TaskError(f"{path}: a {path.suffix or 'extensionless'} file; expected {EXPECTED}")
+    return {path.name: path}
 
 
 def read_pairs(path: Path, split: str, positive_from: int) -> Pairs:
@@ -66,8 +79,7 @@ def read_pairs(path: Path, split: str, positive_from: int) -> Pairs:
 
 
 def _read_folder(path: Path, split: str, positive_from: int) -> Pairs:
-    form = Beir.from_folder(path) if (path / "qrels" / "test.tsv").is_file() else Beir(path=path)
-    data = form.model_copy(update={"split": split}).load()
+    data = Beir(path=path, split=split).load()
     rows, negatives = [], {}
     for query, text in data.queries.items():
         judged = {data.documents[document]: grade for document, grade in data.relevance[query].items()}
@@ -79,32 +91,21 @@ def _read_folder(path: Path, split: str, positive_from: int) -> Pairs:
 def _read_triples(path: Path) -> Pairs:
     rows: list[tuple[str, str]] = []
     negatives: dict[str, list[str]] = {}
-    for number, record in _read_objects(path):
+    for where, record in read_objects(path):
+        if not isinstance(record, dict):
+            raise StepError(f"{where}: found {record!r:.80}; expected {EXPECTED}")
         anchor, positive = record.get("anchor", record.get("query")), record.get("positive")
-        given = record.get("negative", [])
+        given = record.get("negative") or []
         given = [given] if isinstance(given, str) else given
         if not isinstance(given, list) or not all(isinstance(text, str) and text for text in (anchor, *given)):
-            raise StepError(f"{path}:{number}: found {json.dumps(record)[:80]}; expected {EXPECTED}")
+            raise StepError(f"{where}: found {json.dumps(record)[:80]}; expected {EXPECTED}")
+        for text in (anchor, positive, *given):
+            check_text(str(text or ""), where)
         negatives.setdefault(str(anchor), []).extend(given)
         if positive:
             rows.append((str(anchor), str(positive)))
     documents = [*(positive for _, positive in rows), *(text for texts in negatives.values() for text in texts)]
     return Pairs(path.name.split(".")[0], list(dict.fromkeys(rows)), negatives, list(dict.fromkeys(documents)))
-
-
-def _read_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    number = 0
-    try:
-        with open_lines(path) as file:
-            while line := file.readline(LINE_CHARACTERS_MAX):
-                number += 1
-                record = json.loads(line) if line.strip() else {}
-                if not isinstance(record, dict):
-                    raise StepError(f"{path}:{number}: found {line[:80]!r}; expected {EXPECTED}")
-                if record:
-                    yield number, record
-    except (OSError, EOFError, ValueError, RecursionError) as error:  # gzip wraps zlib's own error
-        raise StepError(f"{path}:{number + 1}: cannot be read: {error}; expected {EXPECTED}") from error
 
 
 def check_no_test_query(pairs: Pairs, judged: JudgedTexts) -> None:

@@ -13,6 +13,9 @@ from optbench.steps.base import CalibrationTexts, EvaluationTexts, RecipeFiles, 
 from optbench.tasks import JudgedTexts, judged_texts
 from optbench.tasks.beir import Beir
 from optbench.tasks.corpus import find_corpus, read_corpus
+from optbench.tasks.files import find_table
+from optbench.tasks.qrels import SUFFIXES as JUDGMENT_SUFFIXES
+from optbench.tasks.qrels import find_judgments
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -23,7 +26,7 @@ TextPaths = Annotated[
     tuple[Path, ...],
     Field(
         description=(
-            "More texts: .txt (one per line), .jsonl (text, optionally title), either optionally .gz, or a BEIR folder, without its test's "
+            "More texts: .txt (one per line), .jsonl, .csv, .tsv or .parquet (text, optionally title), or a BEIR folder without its test's "
             "texts; paths relative to the recipe."
         )
     ),
@@ -41,8 +44,13 @@ def text_files(path: Path) -> dict[str, Path]:
     """The files that `read_texts` reads for a path, by name: one, or a BEIR folder's corpus, queries and test judgments."""
     if not path.is_dir():
         return {path.name: find_corpus(path)}
-    beside = [path / name for name in ("queries.jsonl", "queries.jsonl.gz", "qrels/test.tsv")]
-    return {str(file.relative_to(path)): file for file in (find_corpus(path), *beside) if file.is_file()}
+    files = [find_corpus(path), find_table(path, "queries"), *([find_judgments(path, "test")] if _has_test(path) else [])]
+    return {str(file.relative_to(path)): file for file in files if file is not None}
+
+
+def _has_test(path: Path) -> bool:
+    """Whether a folder has the judgments of a test."""
+    return any((path / "qrels" / f"test{suffix}").is_file() for suffix in JUDGMENT_SUFFIXES)
 
 
 def files_of_texts(paths: Sequence[Path], folder: Path) -> dict[str, Path]:
@@ -60,12 +68,15 @@ def read_texts(path: Path, prompts: Prompts, count: int, seed: int) -> list[str]
         TaskError: the path does not exist or cannot be read.
         StepError: it holds no text.
     """
-    if (path / "qrels" / "test.tsv").is_file():
-        task = Beir.from_folder(path)
+    if _has_test(path):
+        task = Beir(path=path)
         spare, judged = task.calibration_texts(count, seed), judged_texts([task])
         sides = [(prompts.query, spare.queries), (prompts.document, spare.documents)]
         # The task compares texts exactly; a variant of a test text in case or spaces is a test text too.
-        return [prompt + text for prompt, texts in sides for text in texts if judged.find(text) is None]
+        found = [prompt + text for prompt, texts in sides for text in texts if judged.find(text) is None]
+        if not found:
+            raise StepError(f"{path}: every text is in its own test, so none is left to train on; give texts that no test uses")
+        return found
     distinct = list(dict.fromkeys(read_corpus(path)))
     if not distinct:
         raise StepError(f"{path}: holds no text; expected one text per line")
