@@ -100,7 +100,10 @@ def _show_plan(command: str, recipe: "Recipe", planned: "Plan", as_json: bool) -
         print_json(command, plan=planned.model_dump(mode="json"))
         return
     rows = [["base", planned.base, "", "checkpoint", planned.base_state]]
-    notes = [f"Steps that are not cached need at most {planned.missing_bytes / 1e9:.1f} GB of disk."]
+    notes = [f"{note}." for note in planned.tasks]
+    if planned.calibration:
+        notes.append(f"Calibration: {planned.calibration}.")
+    notes += [f"Steps that are not cached need at most {planned.missing_bytes / 1e9:.1f} GB of disk."]
     for step in planned.steps:
         place = "baseline export" if step.index == -1 else str(step.index)
         rows.append([place, step.step, step.takes, step.gives, step.state])

@@ -17,6 +17,7 @@ from optbench.machine.cpu import Isa
 from optbench.machine.frozen import Frozen
 from optbench.steps import Step
 from optbench.tasks import Task
+from optbench.tasks.general import LANGUAGES
 from optbench.tasks.retail import Retail
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["HOSTILE_TEXTS", "ConditionKind", "Fidelity", "Recipe", "Scenarios", "StabilityTarget", "Targets", "Workload", "recipe_schema"]
 
+CALIBRATION_TEXTS_MIN = 8
 Tokens = Annotated[int, Field(ge=1, le=100_000)]
 ConditionKind = Literal["order", "padding", "batch", "threads", "isa"]
 """What batch invariance is measured against: the conditions around a text that must not change its embedding."""
@@ -173,17 +175,44 @@ class Scenarios(Frozen):
 
 
 class Calibration(Frozen):
-    """How many calibration texts are drawn, and from where."""
+    """Which texts quantization and pruning calibrate on. Texts that a task judges are always left out."""
 
-    texts: int = Field(default=128, ge=8, le=100_000, description="Number of texts from the first task, half queries and half documents.")
+    texts: int = Field(
+        default=128,
+        ge=0,
+        le=100_000,
+        description="Number of texts from files if there are any, else from what the tasks leave unjudged; half of them are queries. "
+        "If less than half as many are found, general texts complete them.",
+    )
+    files: tuple[Path, ...] = Field(
+        default=(),
+        exclude_if=lambda files: not files,
+        description="Texts like those to be served: .txt (one per line), .jsonl, .csv, .tsv or .parquet (text, optionally title), or a "
+        "BEIR folder without its test's texts; paths relative to the recipe. Half of the texts get the query's prompt.",
+    )
     seed: int = Field(default=0, ge=0, description="Seed of the random draw.")
     general: int = Field(
         default=0,
         ge=0,
         le=100_000,
         exclude_if=lambda count: count == 0,
-        description="Number of additional general-domain English texts, from WordNet, so that pruning does not overfit the task's domain.",
+        description="Number of additional general-domain texts, so that pruning does not overfit the task's domain.",
     )
+    languages: tuple[str, ...] = Field(
+        default=("en",),
+        min_length=1,
+        exclude_if=lambda languages: languages == ("en",),
+        description="Languages of the general texts, in equal shares: en from WordNet, others from the Declaration of Human Rights.",
+    )
+
+    @model_validator(mode="after")
+    def _check_sources(self) -> Self:
+        if self.texts + self.general < CALIBRATION_TEXTS_MIN:
+            raise ValueError(f"texts and general come to {self.texts + self.general}; give at least {CALIBRATION_TEXTS_MIN} together")
+        unknown = [language for language in self.languages if language not in LANGUAGES]
+        if unknown:
+            raise ValueError(f"languages: there are no general texts in {', '.join(unknown)}; use files, or some of {', '.join(LANGUAGES)}")
+        return self
 
 
 class Recipe(Frozen):
@@ -215,7 +244,7 @@ class Recipe(Frozen):
     tasks: tuple[Task, ...] = Field(
         default=(Retail(task="retail"),),
         min_length=1,
-        description="What accuracy is measured on; the first task also provides the calibration texts.",
+        description="What accuracy is measured on. Texts that they leave unjudged are calibrated on, unless calibration says otherwise.",
     )
 
     @field_validator("card")

@@ -12,12 +12,12 @@ from optbench.measure.encoding import TextEncoder
 from optbench.measure.fidelity import Fidelity, measure_fidelity
 from optbench.measure.hostile import HostileFidelity
 from optbench.measure.subject import Subject
+from optbench.run.inputs import calibrates
 from optbench.run.listener import Listener
 from optbench.run.measure import TaskData, TaskTexts, measure_task_accuracy
 from optbench.run.plan import Run, Stage
 from optbench.steps import Step
 from optbench.steps.base import BaseCheckpoint
-from optbench.tasks import load_tasks
 
 __all__ = ["StageEvaluator", "StageQuality", "stage_subject"]
 
@@ -48,9 +48,14 @@ class StageEvaluator:
     """
 
     def __init__(self, run: Run, listener: Listener) -> None:
-        """Load the tasks."""
-        self.warnings: list[str] = []
-        self.data: TaskData = load_tasks(run.tasks)
+        """Load the tasks, and say what was read."""
+        listener.begin("tasks")
+        notes = [f"calibration: {run.calibration.note}"] if calibrates(run.recipe) else []
+        listener.end("; ".join([*(data.describe() for data in run.data), *notes]))
+        self.warnings: list[str] = [f"{data.name}: {note}" for data in run.data for note in data.notes]
+        if calibrates(run.recipe) and run.calibration.warning:
+            self.warnings.append(run.calibration.warning)
+        self.data: TaskData = run.data
         self.texts = TaskTexts.sample(self.data, RANDOM_TEXTS if run.options.weights == "random" else run.recipe.fidelity.texts)
         self._hostile = HostileFidelity(run.recipe.fidelity.hostile_texts if run.options.weights == "real" else 0)
         self._run, self._listener = run, listener

@@ -18,6 +18,8 @@ from optbench.artifact.folder import Artifact, open_artifact
 from optbench.artifact.manifest import Kind
 from optbench.engines import Engine
 from optbench.errors import StepError
+from optbench.machine.extras import require_extra
+from optbench.recipe.schema import Recipe
 from optbench.steps import Step
 from optbench.steps.base import (
     BaseCheckpoint,
@@ -35,7 +37,7 @@ from optbench.tasks import JudgedTexts
 if TYPE_CHECKING:
     from optbench.run.plan import Run
 
-__all__ = ["RESOLVERS", "Resolution", "receive", "resolve"]
+__all__ = ["RESOLVERS", "Resolution", "calibrates", "check_inputs", "receive", "resolve"]
 
 # A few rounds settle which candidate is faster; the record's own timing is longer.
 CANDIDATE_ROUNDS = 7
@@ -181,6 +183,33 @@ def resolve(step: Step, run: "Run", *, work: bool) -> dict[type[Input[Any]], Res
             return None
         resolutions[type(need)] = resolution
     return resolutions
+
+
+def calibrates(recipe: Recipe) -> bool:
+    """Whether a step of the recipe needs calibration texts."""
+    return any(isinstance(need, CalibrationTexts) for step in recipe.steps for need in step.inputs())
+
+
+def check_inputs(run: "Run") -> None:
+    """Read every text that the run will need, before it starts work of minutes or hours.
+
+    Raises:
+        TaskError: a file of a task, of the calibration or of a step is missing or malformed; names the line.
+        StepError: a step cannot use its texts; names the step.
+        MissingExtraError: a library of a step is not installed.
+    """
+    _ = run.data
+    if calibrates(run.recipe):
+        _ = run.calibration
+    for index, step in enumerate(run.recipe.steps):
+        if "sentence-transformers" in step.libraries:
+            require_extra("train", f"the step {step.step}")
+        for need in step.inputs():
+            if isinstance(need, RecipeFiles):
+                try:
+                    need.check(run.recipe.folder)
+                except StepError as error:
+                    raise StepError(f"{index} {step.step}: {error}") from error
 
 
 def receive(payloads: Mapping[str, JsonValue]) -> dict[type[Input[Any]], Any]:

@@ -21,13 +21,14 @@ from optbench.machine.frozen import Frozen
 from optbench.machine.versions import library_versions
 from optbench.recipe.schema import Recipe
 from optbench.run.cache import Cache
-from optbench.run.inputs import Resolution, resolve
+from optbench.run.calibration import DrawnTexts, draw_calibration
+from optbench.run.inputs import Resolution, calibrates, check_inputs, resolve
 from optbench.steps import Step
 from optbench.steps.base import Input, StepReport
 from optbench.steps.export_onnx import ExportOnnx
 from optbench.steps.pruning.latency import FIT_VERSION, LayerTimes, probe_bodies
-from optbench.tasks import JudgedTexts, Task, judged_texts
-from optbench.tasks.general import general_texts
+from optbench.tasks import JudgedTexts, PairData, RetrievalData, Task, load_tasks
+from optbench.tasks.judged import collect_judged
 
 __all__ = ["Item", "Options", "Plan", "PlannedStep", "Run", "Stage", "StepOutcome", "finishing_steps", "make_plan", "start_index", "walk"]
 
@@ -156,19 +157,24 @@ class Run:
         return base_key(self.recipe.base, self.options.weights, self.options.base)
 
     @cached_property
+    def data(self) -> Sequence[RetrievalData | PairData]:
+        """All tasks, read."""
+        return load_tasks(self.tasks)
+
+    @cached_property
+    def calibration(self) -> DrawnTexts:
+        """The recipe's calibration texts, and where they come from."""
+        return draw_calibration(self.recipe, self.evaluation_texts)
+
+    @property
     def calibration_texts(self) -> tuple[str, ...]:
-        """The first task's calibration texts, half queries and half documents, prompts in front, then general ones."""
-        wish, prompts = self.recipe.calibration, self.recipe.base.prompts
-        drawn = self.recipe.tasks[0].calibration_texts(wish.texts, wish.seed)
-        queries = [prompts.query + query for query in drawn.queries[: wish.texts // 2]]
-        documents = [prompts.document + document for document in drawn.documents]
-        general = [prompts.document + text for text in general_texts(wish.general, wish.seed)]
-        return (*queries, *documents[: wish.texts - len(queries)], *general)
+        """The calibration texts, prompts in front."""
+        return self.calibration.texts
 
     @cached_property
     def evaluation_texts(self) -> JudgedTexts:
         """The queries and judged documents of all tasks."""
-        return judged_texts(self.tasks)
+        return collect_judged(self.data)
 
     def hash_file(self, path: Path) -> str:
         """The sha256 of a file, read once a run."""
@@ -269,7 +275,12 @@ class PlannedStep(Frozen):
 
 
 class Plan(Frozen):
-    """What `optbench apply` would do."""
+    """What `optbench apply` would do.
+
+    Attributes:
+        tasks: each task's size and what of it is ranked, in words.
+        calibration: where the calibration texts come from, in words; empty if no step needs any.
+    """
 
     recipe: str
     recipe_sha256: str
@@ -279,6 +290,8 @@ class Plan(Frozen):
     base_state: str
     steps: tuple[PlannedStep, ...]
     missing_bytes: int
+    tasks: tuple[str, ...] = ()
+    calibration: str = ""
 
 
 def finishing_steps(recipe: Recipe) -> list[Step]:
@@ -309,7 +322,12 @@ def source_name(run: Run) -> str:
 
 
 def make_plan(run: Run) -> Plan:
-    """Plan a run: nothing is made, verified or written."""
+    """Plan a run: every text is read, and nothing is made, verified or written.
+
+    Raises:
+        TaskError: a text cannot be read, and as for `check_inputs`.
+    """
+    check_inputs(run)
     recipe, cache = run.recipe, run.cache
     # Four bytes a parameter; every later form is at most that large.
     size = 4 * recipe.base.body.parameters
@@ -352,6 +370,8 @@ def make_plan(run: Run) -> Plan:
         base_state=base_state,
         steps=tuple(planned),
         missing_bytes=missing,
+        tasks=tuple(data.describe() for data in run.data),
+        calibration=run.calibration.note if calibrates(run.recipe) else "",
     )
 
 

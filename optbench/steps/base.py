@@ -115,9 +115,11 @@ class RecipeFiles(Input[Path]):
     """Files beside the recipe; the step receives the folder that relative paths start from.
 
     `find` takes that folder and returns the files, by the names that the recipe gives them; it raises TaskError where one is missing.
+    `check` takes it too, reads the files once, and raises the error that would stop the step.
     """
 
     find: Callable[[Path], Mapping[str, Path]]
+    check: Callable[[Path], None] = lambda folder: None
 
 
 class ResumeFolder(Input[Path]):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -15,7 +16,7 @@ from optbench.machine.extras import require_extra
 from optbench.model.checkpoint import Prompts, read_body, read_prompts
 from optbench.steps.base import BaseCheckpoint, CalibrationTexts, EvaluationTexts, Input, RecipeFiles, ResumeFolder, StepContext, StepReport
 from optbench.steps.training.step import Evaluations, HeldOut, LearningRate, TrainingStep, Warmup
-from optbench.steps.training.texts import TextPaths, check_known, excerpts, files_of_texts, gather_texts
+from optbench.steps.training.texts import TextPaths, check_known, check_texts, excerpts, files_of_texts, gather_texts
 from optbench.tasks import JudgedTexts
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ class Distill(TrainingStep):
 
     def inputs(self) -> tuple[Input[Any], ...]:
         """Calibration texts, the base, and the files of `texts`, besides what every training needs."""
-        files = (RecipeFiles(self.files),) if self.texts else ()
+        files = (RecipeFiles(self.files, partial(check_texts, self.texts)),) if self.texts else ()
         return (*super().inputs(), CalibrationTexts(), BaseCheckpoint(), *files)
 
     def files(self, folder: Path) -> Mapping[str, Path]:

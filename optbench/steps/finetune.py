@@ -81,11 +81,16 @@ class Finetune(TrainingStep):
 
     def inputs(self) -> tuple[Input[Any], ...]:
         """The files of `data`, besides what every training needs."""
-        return (*super().inputs(), RecipeFiles(self.files))
+        return (*super().inputs(), RecipeFiles(self.files, self.check_data))
 
     def files(self, folder: Path) -> Mapping[str, Path]:
         """The files of `data`."""
         return {f"{path}: {name}": file for path in self.data for name, file in pair_files(folder / path, self.split).items()}
+
+    def check_data(self, folder: Path) -> None:
+        """Read `data` once; raises TaskError or StepError where it cannot be trained on."""
+        for path in self.data:
+            read_pairs(folder / path, self.split, self.positive_from)
 
     def run(self, source: Artifact, out: Path, context: StepContext) -> StepReport:
         """Train `source`, in one stage or two."""

@@ -6,6 +6,7 @@ The smaller body is an ordinary checkpoint whose config.json lists the sizes of 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -18,7 +19,7 @@ from optbench.machine.disk import free_disk
 from optbench.model.body import Body
 from optbench.model.checkpoint import describe
 from optbench.steps.base import BaseStep, CalibrationTexts, EvaluationTexts, Input, LayerLatencies, RecipeFiles, StepContext, StepReport
-from optbench.steps.training.texts import TextPaths, files_of_texts, gather_texts
+from optbench.steps.training.texts import TextPaths, check_texts, files_of_texts, gather_texts
 
 if TYPE_CHECKING:
     from optbench.steps.pruning.costs import Costs
@@ -84,7 +85,7 @@ class PruneStructured(BaseStep):
         """Calibration texts; layer latencies for a latency budget; files and the evaluation texts to refuse where `texts` is set."""
         latencies = (LayerLatencies(),) if self.keep_flops is None else ()
         # A task's own calibration texts are disjoint from its test texts.
-        named = (RecipeFiles(self.files), EvaluationTexts()) if self.texts else ()
+        named = (RecipeFiles(self.files, partial(check_texts, self.texts)), EvaluationTexts()) if self.texts else ()
         return (CalibrationTexts(), *latencies, *named)
 
     def files(self, folder: Path) -> Mapping[str, Path]:

@@ -73,8 +73,8 @@ class TrimVocabulary(BaseStep):
     corpus: tuple[Path, ...] = Field(
         default=(),
         description=(
-            "Texts whose pieces are kept, in every language to be served: .txt (one per line), .jsonl (text, optionally title), either "
-            "optionally .gz, or a BEIR folder's documents; paths relative to the recipe. The recipe's calibration texts if left out."
+            "Texts whose pieces are kept, in every language to be served: .txt (one per line), .jsonl, .csv, .tsv or .parquet (text, "
+            "optionally title), or a BEIR folder's documents; paths relative to the recipe. The recipe's calibration texts if left out."
         ),
     )
     texts_max: int = Field(default=1_000_000, ge=1, description="At most so many texts of each corpus are read.")
@@ -88,11 +88,17 @@ class TrimVocabulary(BaseStep):
 
     def inputs(self) -> tuple[Input[Any], ...]:
         """Calibration texts, and the files of `corpus`."""
-        return (CalibrationTexts(), RecipeFiles(self.files)) if self.corpus else (CalibrationTexts(),)
+        return (CalibrationTexts(), RecipeFiles(self.files, self.check_corpus)) if self.corpus else (CalibrationTexts(),)
 
     def files(self, folder: Path) -> Mapping[str, Path]:
         """The corpora, by the path that the recipe writes."""
         return {str(path): find_corpus(folder / path) for path in self.corpus}
+
+    def check_corpus(self, folder: Path) -> None:
+        """Read the corpora once, as far as the step does; raises TaskError where one cannot be read."""
+        for path in self.files(folder).values():
+            for _ in islice(read_corpus(path), self.texts_max):
+                pass
 
     def run(self, source: Artifact, out: Path, context: StepContext) -> StepReport:
         """Write `source` to `out` with fewer rows and pieces; refuse if one of the texts would be tokenized differently."""

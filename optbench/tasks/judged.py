@@ -5,9 +5,9 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from optbench.tasks.base import BaseTask, PairData, load_tasks, normalize_text
+from optbench.tasks.base import BaseTask, PairData, RetrievalData, load_tasks, normalize_text
 
-__all__ = ["JudgedTexts", "judged_texts"]
+__all__ = ["JudgedTexts", "collect_judged", "judged_texts"]
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,14 @@ class JudgedTexts:
 
 def judged_texts(tasks: Iterable[BaseTask]) -> JudgedTexts:
     """Load tasks in all their languages, as `load_tasks` does, and collect their test texts."""
+    return collect_judged(load_tasks(tasks))
+
+
+def collect_judged(loaded: Iterable[RetrievalData | PairData]) -> JudgedTexts:
+    """The test texts of loaded tasks."""
     queries: dict[str, str] = {}
     documents: dict[str, str] = {}
-    for data in load_tasks(tasks):
+    for data in loaded:
         if isinstance(data, PairData):
             queries |= dict.fromkeys(map(normalize_text, (*data.first, *data.second)), data.name)
         else:

@@ -7,7 +7,7 @@ from pathlib import Path
 from optbench.errors import TaskError
 from optbench.tasks.files import check_text, column_name, find_columns, read_cells
 
-__all__ = ["EXPECTED", "GRADE_MAX", "SUFFIXES", "find_judgments", "read_judgments"]
+__all__ = ["EXPECTED", "GRADE_MAX", "find_judgments", "has_judgments", "read_judgments"]
 
 SUFFIXES = (".tsv", ".tsv.gz", ".csv", ".csv.gz", ".txt", ".qrels", ".parquet")
 """The files of judgments, in the order in which `find_judgments` looks for them."""
@@ -25,6 +25,11 @@ NAMES = {
     "document": frozenset({"corpusid", "documentid", "document", "docid", "doc", "docno", "passageid", "pid", "productid", "itemid"}),
     "grade": frozenset({"score", "relevance", "label", "grade", "rel", "relevancy", "judgment", "judgement", "rating", "gain"}),
 }
+
+
+def has_judgments(folder: Path, split: str) -> bool:
+    """Whether a folder holds judgments of a split."""
+    return any((folder / "qrels" / f"{split}{suffix}").is_file() for suffix in SUFFIXES)
 
 
 def find_judgments(folder: Path, split: str) -> Path:

@@ -133,7 +133,9 @@ class FakeMaker:
 def make_run(tmp_path: Path) -> Callable[[str], Run]:
     """A run of one of `RECIPES_OF_ALL_STEPS`, with the files that its steps name."""
     (tmp_path / "corpus.jsonl").write_text('{"text": "red shoe"}\n')
-    (tmp_path / "pairs.jsonl").write_text('{"anchor": "red shoe", "positive": "a red shoe"}\n')
+    (tmp_path / "pairs.jsonl").write_text(
+        '{"anchor": "red shoe", "positive": "a red shoe"}\n{"anchor": "oak desk", "positive": "an oak desk"}\n'
+    )
 
     def make(name: str) -> Run:
         base = load_recipe(RECIPES / "minilm-l6.yaml")

@@ -14,13 +14,22 @@ from optbench.tasks import JudgedTexts, judged_texts
 from optbench.tasks.beir import Beir
 from optbench.tasks.corpus import find_corpus, read_corpus
 from optbench.tasks.files import find_table
-from optbench.tasks.qrels import SUFFIXES as JUDGMENT_SUFFIXES
-from optbench.tasks.qrels import find_judgments
+from optbench.tasks.qrels import find_judgments, has_judgments
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-__all__ = ["TextPaths", "check_known", "check_not_judged", "excerpts", "files_of_texts", "gather_texts", "read_texts", "text_files"]
+__all__ = [
+    "TextPaths",
+    "check_known",
+    "check_not_judged",
+    "check_texts",
+    "excerpts",
+    "files_of_texts",
+    "gather_texts",
+    "read_texts",
+    "text_files",
+]
 
 TextPaths = Annotated[
     tuple[Path, ...],
@@ -44,18 +53,26 @@ def text_files(path: Path) -> dict[str, Path]:
     """The files that `read_texts` reads for a path, by name: one, or a BEIR folder's corpus, queries and test judgments."""
     if not path.is_dir():
         return {path.name: find_corpus(path)}
-    files = [find_corpus(path), find_table(path, "queries"), *([find_judgments(path, "test")] if _has_test(path) else [])]
+    files = [find_corpus(path), find_table(path, "queries"), *([find_judgments(path, "test")] if has_judgments(path, "test") else [])]
     return {str(file.relative_to(path)): file for file in files if file is not None}
-
-
-def _has_test(path: Path) -> bool:
-    """Whether a folder has the judgments of a test."""
-    return any((path / "qrels" / f"test{suffix}").is_file() for suffix in JUDGMENT_SUFFIXES)
 
 
 def files_of_texts(paths: Sequence[Path], folder: Path) -> dict[str, Path]:
     """The files that a step with these texts reads, by the recipe's path and the file's name; paths are relative to `folder`."""
     return {f"{path}: {name}": file for path in paths for name, file in text_files(folder / path).items()}
+
+
+def check_texts(paths: Sequence[Path], folder: Path) -> None:
+    """Read the files of a step's texts once, and keep nothing.
+
+    Raises:
+        TaskError: a file cannot be read; names the line.
+    """
+    for path in paths:
+        if has_judgments(folder / path, "test"):
+            Beir(path=folder / path).load()
+        for _ in read_corpus(folder / path):
+            pass
 
 
 def read_texts(path: Path, prompts: Prompts, count: int, seed: int) -> list[str]:
@@ -68,7 +85,7 @@ def read_texts(path: Path, prompts: Prompts, count: int, seed: int) -> list[str]
         TaskError: the path does not exist or cannot be read.
         StepError: it holds no text.
     """
-    if _has_test(path):
+    if has_judgments(path, "test"):
         task = Beir(path=path)
         spare, judged = task.calibration_texts(count, seed), judged_texts([task])
         sides = [(prompts.query, spare.queries), (prompts.document, spare.documents)]
