@@ -30,13 +30,13 @@ __all__ = ["apply", "check", "plan", "schema"]
 
 
 def check(recipes: Annotated[list[Path], typer.Argument(metavar="RECIPE...", help="Recipe files.")], as_json: Json = False) -> None:
-    """Check recipes and report every problem with its file, line, key and fix."""
+    """Check recipes, and that the files and packages they name are there; report every problem with its file, line, key and fix."""
     from optbench.recipe.load import load_recipe
 
     results: list[dict[str, Any]] = []
     for path in recipes:
         try:
-            recipe = load_recipe(path)
+            recipe = load_recipe(path, look_for_files=True)
         except RecipeError as error:
             results.append({"path": str(path), "problems": str(error).splitlines()})
         else:

@@ -4,6 +4,7 @@ All problems are reported at once, each with file, line, key and cure.
 """
 
 import difflib
+import math
 import re
 import types
 import typing
@@ -45,23 +46,31 @@ def find_recipe(path: Path) -> Path:
     return next((file for folder in FOLDERS if (file := folder / f"{path}.yaml").is_file()), path)
 
 
-def load_recipe(path: Path) -> Recipe:
+def load_recipe(path: Path, *, look_for_files: bool = False) -> Recipe:
     """Read and check a recipe: a file, or the name of one that optbench ships, such as `minilm-l6`.
+
+    With `look_for_files`, the files, folders and packages that it names must be there; none is read.
 
     Raises:
         RecipeError: lists every problem, one per line: file:line, key, what was found, the cure.
     """
     path = find_recipe(path)
     data, lines = _read_yaml(path)
+    problems = list(_check_finite(data, ()))
     try:
-        recipe = Recipe.model_validate(data)
+        recipe = Recipe.model_validate(data).placed_in(path.parent)
     except ValidationError as error:
-        problems = [_explain(detail, data) for detail in error.errors(include_url=False)]
-        raise _recipe_error(path, problems, lines) from error
-    problems = list(_check_chain(recipe))
+        infinite = {problem.key for problem in problems}
+        explained = [_explain(detail, data) for detail in error.errors(include_url=False)]
+        raise _recipe_error(path, [*problems, *(problem for problem in explained if problem.key not in infinite)], lines) from error
+    problems += _check_chain(recipe)
+    if look_for_files:
+        from optbench.recipe.files import missing_files
+
+        problems += [_Problem(key, message) for key, message in missing_files(recipe)]
     if problems:
         raise _recipe_error(path, problems, lines)
-    return recipe.placed_in(path.parent)
+    return recipe
 
 
 def _recipe_error(path: Path, problems: Sequence[_Problem], lines: Mapping[Key, int]) -> RecipeError:
@@ -141,6 +150,15 @@ def _plain(node: Any, key: Key, lines: dict[Key, int]) -> Any:
         if isinstance(node, plain):
             return plain(node)
     return None if node is None else str(node)
+
+
+def _check_finite(node: Any, key: Key) -> Iterator[_Problem]:
+    """Yield every `.inf` and `.nan`: no option of a recipe may be one."""
+    if isinstance(node, float) and not math.isfinite(node):
+        yield _Problem(key, f"{node} found; give a finite number")
+    children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for name, child in children:
+        yield from _check_finite(child, (*key, name))
 
 
 def _explain(detail: ErrorDetails, data: Any) -> _Problem:
