@@ -108,7 +108,6 @@ def measure_accuracy(
     base: Encode | None = None,
     document_embeddings: Vectors | None = None,
     query_embeddings: Vectors | None = None,
-    on_window: Callable[[int, int], None] = lambda window, windows: None,
 ) -> AccuracyResult:
     """Run a task.
 
@@ -121,7 +120,6 @@ def measure_accuracy(
         document_embeddings: (len(data.candidates), dimension), rows of length 1, possibly memory-mapped: an existing index. With it,
             `encode` embeds no document.
         query_embeddings: (len(data.queries), dimension), in the same form.
-        on_window: called before each window of documents with its index and the number of windows.
 
     Raises:
         MeasureError: the model returned NaN, infinity, zero vectors or a wrong shape; names the first text.
@@ -131,7 +129,7 @@ def measure_accuracy(
         return _measure_pairs(encode, data, base)
     queries = embed_queries(encode, data) if query_embeddings is None else query_embeddings
     own = _Rankings(data, queries)
-    for window in embed_documents(encode, data, on_window) if document_embeddings is None else (document_embeddings,):
+    for window in embed_documents(encode, data) if document_embeddings is None else (document_embeddings,):
         own.add(window)
     overlap, query_side = None, None
     if base is not None:
@@ -234,14 +232,10 @@ class _Rankings:
         return {query: round(share, 6) for query, share in zip(self._data.queries, shares, strict=True)}
 
 
-def embed_documents(
-    encode: Encode, data: RetrievalData, on_window: Callable[[int, int], None] = lambda window, windows: None
-) -> Iterator[Vectors]:
+def embed_documents(encode: Encode, data: RetrievalData) -> Iterator[Vectors]:
     """Embed `data.candidates` in order, window by window: (documents, dimension) each."""
-    windows = -(-len(data.candidates) // WINDOW)
-    for window in range(windows):
-        on_window(window, windows)
-        names = data.candidates[window * WINDOW : (window + 1) * WINDOW]
+    for start in range(0, len(data.candidates), WINDOW):
+        names = data.candidates[start : start + WINDOW]
         yield embed_texts(encode, [data.documents[name] for name in names], "document")
 
 

@@ -20,8 +20,9 @@ __all__ = ["BATCH_SIZE", "Role", "TextEncoder"]
 Role = Literal["query", "document"]
 # Queries are embedded one at a time, as in a service: some int8 models give other vectors in a batch. Documents are indexed in batches.
 BATCH_SIZE: dict[Role, int] = {"query": 1, "document": 32}
-# Texts between two progress reports.
-CHUNK = 256
+# Texts between two progress reports: a few seconds each, also with a large body.
+CHUNK = {"query": 32, "document": 256}
+NOUN = {"query": "queries", "document": "documents"}
 
 
 def serve_texts(payload: dict[str, Any], progress: Progress) -> Generator[Any, dict[str, Any], None]:
@@ -36,9 +37,10 @@ def serve_texts(payload: dict[str, Any], progress: Progress) -> Generator[Any, d
         # Sorted over the whole list: the encoder sorts only within a chunk.
         order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
         rows = np.empty((len(texts), encoder.dimension), dtype=np.float32)
-        for start in range(0, len(order), CHUNK):
-            progress("encoding", start / len(order))
-            part = order[start : start + CHUNK]
+        chunk = CHUNK[request["prompt"]]
+        for start in range(0, len(order), chunk):
+            progress("", start / len(order))
+            part = order[start : start + chunk]
             rows[part] = encoder.encode([texts[index] for index in part], prompt=request["prompt"], batch_size=request["batch_size"])
         out = Path(request["out"])
         with full_disk_errors(out.parent):
@@ -53,19 +55,25 @@ class TextEncoder:
     def __init__(self, subject: Subject, cache: Path, progress: Progress = silent) -> None:
         self._subject, self._cache, self._progress = subject, cache, progress
         self._worker: Worker | None = None
-        self._part, self._parts = 0, 1
+        self._name, self._done, self._total = "", 0, 0
 
-    def begin_part(self, part: int, parts: int) -> None:
-        """Report the progress of the next call as that of part `part` (from 0) of `parts`."""
-        self._part, self._parts = part, parts
+    def expect(self, total: int) -> None:
+        """Report progress from here on as a share of `total` texts, over several calls."""
+        self._done, self._total = 0, total
+
+    def begin(self, name: str) -> None:
+        """Report what is embedded from here on as texts of `name`."""
+        self._name = f"{name}: "
 
     def __call__(self, texts: Sequence[str], role: Role) -> NDArray[np.float32]:
         """Embed texts as queries or as documents: (len(texts), dimension)."""
-        part, parts = self._part, self._parts
-        self.begin_part(0, 1)
+        done = self._done if self._total else 0
+        total = max(self._total, done + len(texts))
+        self._done += len(texts)
 
-        def report_part(message: str, share: float | None) -> None:
-            self._progress(message, None if share is None else (part + share) / parts)
+        def report(message: str, share: float | None) -> None:
+            made = round((share or 0.0) * len(texts))
+            self._progress(f"{self._name}{made:,} of {len(texts):,} {NOUN[role]}", (done + made) / total)
 
         subject = self._subject
         identity = [subject.artifact.sha256, subject.engine_options, subject.isa, role, BATCH_SIZE[role], list(texts)]
@@ -83,7 +91,7 @@ class TextEncoder:
         with tempfile.TemporaryDirectory(dir=self._cache, prefix="staging-") as staging:
             made = Path(staging) / "rows.npy"
             request = {"texts": list(texts), "prompt": role, "batch_size": BATCH_SIZE[role], "out": str(made)}
-            self._worker.request(request, report_part)
+            self._worker.request(request, report)
             made.replace(path)
         return np.load(path, allow_pickle=False)  # type: ignore[no-any-return]
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import textwrap
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -17,6 +18,7 @@ from optbench.errors import BaseModelError, RecipeError
 from optbench.machine.progress import Progress, silent
 from optbench.model.checkpoint import Description, Pooling, describe, read_body, read_max_tokens, read_prompts
 from optbench.recipe.load import load_recipe
+from optbench.tasks.general import LANGUAGES
 
 __all__ = ["Model", "read_model", "render_recipe", "write_recipe"]
 
@@ -36,6 +38,7 @@ class Model:
         revision: the hub's commit; None for other sources.
         license: SPDX; `NOASSERTION` if the model states none.
         license_from: where the license is stated.
+        languages: those that the model's card states and that there are general texts in; empty if it states none.
     """
 
     name: str
@@ -44,6 +47,7 @@ class Model:
     license: str
     license_from: str
     description: Description
+    languages: tuple[str, ...] = ()
 
 
 def read_model(
@@ -89,7 +93,9 @@ def read_model(
     found = license_id or (to_spdx(stated) if stated else None)
     given = "given" if license_id else place
     name = re.sub(r"[^a-z0-9_-]+", "-", name.lower()).strip("-_")[:64] or "model"
-    return Model(name, str(source), revision, found or NOT_STATED, given if found else "", description)
+    return Model(
+        name, str(source), revision, found or NOT_STATED, given if found else "", description, _card_languages(folder / "README.md")
+    )
 
 
 def _parse(text: str) -> Any:
@@ -124,8 +130,8 @@ def _describe(folder: Path, pooling: Pooling | None, normalize: bool | None) -> 
     )
 
 
-def _card_license(path: Path) -> str | None:
-    """The license in a model card's front matter."""
+def _front_matter(path: Path) -> dict[str, Any]:
+    """A model card's front matter; empty if it has none that can be read."""
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
@@ -134,10 +140,22 @@ def _card_license(path: Path) -> str | None:
             text = file.read(CARD_BYTES_MAX)
         block = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
         front = YAML(typ="safe", pure=True).load(block[1]) if block else None
-    except (OSError, ValueError, YAMLError):  # an unreadable card states no license
-        return None
-    stated = front.get("license") if isinstance(front, dict) else None
+    except (OSError, ValueError, YAMLError):  # an unreadable card states nothing
+        return {}
+    return front if isinstance(front, dict) else {}
+
+
+def _card_license(path: Path) -> str | None:
+    """The license in a model card's front matter."""
+    stated = _front_matter(path).get("license")
     return stated if isinstance(stated, str) else None
+
+
+def _card_languages(path: Path) -> tuple[str, ...]:
+    """The languages in a model card's front matter; `multilingual` is none that could be named."""
+    stated = _front_matter(path).get("language")
+    listed = stated if isinstance(stated, list) else [stated]
+    return tuple(language for language in map(str, listed) if language in LANGUAGES)
 
 
 def render_recipe(model: Model, name: str) -> str:
@@ -180,6 +198,7 @@ def render_recipe(model: Model, name: str) -> str:
         "workload:",
         f"  lengths: {lengths}  # tokens",
         "  batch: 1",
+        *_calibration(model),
         "tasks:",
         "  # Synthetic and English: add or substitute judged texts of your own.",
         "  - task: retail",
@@ -187,6 +206,22 @@ def render_recipe(model: Model, name: str) -> str:
         "  #   path: path/to/beir-folder",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _calibration(model: Model) -> list[str]:
+    """What a model of other languages than English calibrates on; nothing for an English one: the defaults are English."""
+    large = model.description.body.vocabulary >= LARGE_VOCABULARY
+    languages = model.languages or (LANGUAGES if large else ())
+    if set(languages) <= {"en"}:
+        return []
+    return [
+        "calibration:",
+        "  # The retail task is English. Better than these general texts are your own: titles, passages, queries.",
+        f"  texts: {64 if 'en' in languages else 0}",
+        "  general: 128",
+        *textwrap.wrap(f"languages: [{', '.join(languages)}]", 100, initial_indent="  ", subsequent_indent="    "),
+        "  # files: [texts.txt]",
+    ]
 
 
 def _trimming() -> list[str]:

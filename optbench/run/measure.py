@@ -1,6 +1,7 @@
 """Measuring subjects on the texts of tasks: what `apply` and the commands for finished artifacts share."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,11 +70,21 @@ def measure_task_accuracy(
 
     What the base has embedded is read from the cache, and the base is not opened.
     """
-    with TextEncoder(subject, cache.embeddings, progress) as encode:
-        if base is None:
-            return tuple(measure_accuracy(encode, each, on_window=encode.begin_part) for each in data)
-        with TextEncoder(base, cache.embeddings, progress) as base_encode:
-            return tuple(measure_accuracy(encode, each, base=base_encode, on_window=encode.begin_part) for each in data)
+    results = []
+    with TextEncoder(subject, cache.embeddings, progress) as encode, ExitStack() as stack:
+        base_encode = None if base is None else stack.enter_context(TextEncoder(base, cache.embeddings, progress))
+        encode.expect(sum(map(_count_texts, data)))
+        for each in data:
+            encode.begin(each.name)
+            if base_encode is not None:
+                base_encode.begin(f"{each.name}, fp32 base")
+            results.append(measure_accuracy(encode, each, base=base_encode))
+    return tuple(results)
+
+
+def _count_texts(data: RetrievalData | PairData) -> int:
+    """How many texts a model embeds for a task."""
+    return 2 * len(data.first) if isinstance(data, PairData) else len(data.queries) + len(data.candidates)
 
 
 def measure_text_stability(subject: Subject, texts: TaskTexts, cache: Cache, isas: Sequence[Isa], progress: Progress) -> Stability:

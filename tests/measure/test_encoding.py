@@ -16,26 +16,32 @@ from optbench.measure.subject import Subject
 TEXTS = ["red shoe", "blue running shoe", "oak desk lamp small", "red shoe"]
 
 
-def test_vectors_are_made_once_and_progress_counts_over_all_parts(
+def test_vectors_are_made_once_and_progress_says_what_is_embedded_and_how_far_it_is(
     make_artifact: Callable[..., Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told: list[float] = []
+    told: list[tuple[str, float | None]] = []
 
     def report(message: str, share: float | None) -> None:
-        assert share is not None
-        told.append(share)
+        told.append((message, share))
 
     artifact = make_artifact(Kind.ONNX)
     with TextEncoder(Subject(artifact, OnnxRuntime()), tmp_path / "cache", progress=report) as encode:
-        encode.begin_part(3, 4)
+        encode.expect(44)
+        encode.begin("beir:shop")
         made = encode(TEXTS, "document")
-        assert told == [0.75]  # one chunk, at the beginning of the last of four parts
         encode(TEXTS, "query")
-        assert told == [0.75, 0.0]  # a part's place holds for what follows it only
+        many = encode([f"red shoe {number}" for number in range(36)], "query")
+        assert len(many) == 36
+        assert told == [
+            ("beir:shop: 0 of 4 documents", 0.0),
+            ("beir:shop: 0 of 4 queries", 4 / 44),
+            ("beir:shop: 0 of 36 queries", 8 / 44),
+            ("beir:shop: 32 of 36 queries", 40 / 44),
+        ]
         files = sorted((tmp_path / "cache").glob("*.npy"))
-        assert len(files) == 2  # a query comes alone and a document in a batch, so each has its own
-        files[0].write_bytes(files[0].read_bytes()[:-8])  # cut short, as by a crash
-        files[1].write_bytes(files[1].read_bytes()[:-8])
+        assert len(files) == 3  # a query comes alone and a document in a batch, so each has its own
+        for file in files:
+            file.write_bytes(file.read_bytes()[:-8])  # cut short, as by a crash
         assert np.array_equal(encode(TEXTS, "document"), made)
     monkeypatch.setattr(subject_module, "Worker", None)  # from here on, to start a process is an error
     again = TextEncoder(Subject(artifact, OnnxRuntime()), tmp_path / "cache")(TEXTS, "document")

@@ -18,6 +18,7 @@ from optbench.recipe.starter import Model, read_model, render_recipe, write_reci
 from optbench.run.apply import plan
 from optbench.run.cache import Cache
 from optbench.run.plan import Options
+from optbench.tasks.general import LANGUAGES
 
 ROOT = Path(__file__).parents[2]
 CHOICE = re.compile(r"^(\s*)# (- step: (\w+)|- task: (\w+)|  \w+: .*)$")
@@ -70,6 +71,27 @@ def test_every_commented_alternative_is_valid_once_uncommented(model_folder: Pat
         recipe = load_recipe(path)
         names |= {step.step for step in recipe.steps} | {task.task for task in recipe.tasks}
     assert names >= {"trim_vocabulary", "compress_weights", "compress_tables", "beir"}
+
+
+@pytest.mark.parametrize(
+    ("card", "vocabulary", "languages", "texts"),
+    [
+        ("license: mit", 30_522, ("en",), 128),
+        ("language: en", 250_002, ("en",), 128),
+        ("language: fr", 32_005, ("fr",), 0),
+        ("language: [en, de, multilingual, xx]", 250_002, ("en", "de"), 64),
+        ("license: mit", 250_002, LANGUAGES, 64),
+    ],
+)
+def test_calibration_is_in_the_languages_of_the_model(
+    card: str, vocabulary: int, languages: tuple[str, ...], texts: int, model_folder: Path, tmp_path: Path
+) -> None:
+    (model_folder / "README.md").write_text(f"---\n{card}\n---\n")
+    model = read_model(str(model_folder))
+    description = model.description.model_copy(update={"body": model.description.body.model_copy(update={"vocabulary": vocabulary})})
+    calibration = load_recipe(write_recipe(Model(**{**vars(model), "description": description}), tmp_path / "r.yaml")).calibration
+    assert (calibration.languages, calibration.texts) == (languages, texts)
+    assert calibration.general == (0 if languages == ("en",) else 128)
 
 
 def test_model_without_modules_json_needs_its_pooling_said(model_folder: Path) -> None:
