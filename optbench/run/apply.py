@@ -19,6 +19,7 @@ from optbench.recipe.schema import Recipe
 from optbench.record.record import Record, write_record
 from optbench.record.verdict import Verdict, judge
 from optbench.run.evaluate import StageEvaluator
+from optbench.run.inputs import check_inputs, describe_inputs
 from optbench.run.layer_latencies import measure_layer_latencies
 from optbench.run.listener import Listener, Silent
 from optbench.run.make import Maker
@@ -42,8 +43,14 @@ class Applied:
 
 
 def plan(recipe: Recipe, options: Options) -> Plan:
-    """What `apply` would do, without doing it."""
-    return make_plan(Run(recipe, options))
+    """What `apply` would do, without doing it.
+
+    Raises:
+        OptbenchError: a text that the run needs cannot be read, as for `check_inputs`.
+    """
+    run = Run(recipe, options)
+    check_inputs(run)
+    return make_plan(run)
 
 
 def time_layers(recipe: Recipe, options: Options, listener: Listener | None = None) -> LayerTimes:
@@ -72,6 +79,9 @@ def apply(recipe: Recipe, options: Options, render_card: CardRenderer, listener:
         run.cache.root.mkdir(parents=True, exist_ok=True)
     with _locked(options.output / f".{recipe.name}.lock", recipe.name):
         run.cache.sweep_staging()
+        listener.begin("texts")
+        check_inputs(run)
+        listener.end(describe_inputs(run))
         free_disk(run.cache.root, make_plan(run).missing_bytes, f"recipe {recipe.name}")
         evaluator = StageEvaluator(run, listener)
         evaluated = [

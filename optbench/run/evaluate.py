@@ -48,10 +48,7 @@ class StageEvaluator:
     """
 
     def __init__(self, run: Run, listener: Listener) -> None:
-        """Load the tasks, and say what was read."""
-        listener.begin("tasks")
-        notes = [f"calibration: {run.calibration.note}"] if calibrates(run.recipe) else []
-        listener.end("; ".join([*(data.describe() for data in run.data), *notes]))
+        """Load the tasks."""
         self.warnings: list[str] = [f"{data.name}: {note}" for data in run.data for note in data.notes]
         if calibrates(run.recipe) and run.calibration.warning:
             self.warnings.append(run.calibration.warning)

@@ -37,7 +37,7 @@ from optbench.tasks import JudgedTexts
 if TYPE_CHECKING:
     from optbench.run.plan import Run
 
-__all__ = ["RESOLVERS", "Resolution", "calibrates", "check_inputs", "receive", "resolve"]
+__all__ = ["RESOLVERS", "Resolution", "calibrates", "check_inputs", "describe_inputs", "receive", "resolve"]
 
 # A few rounds settle which candidate is faster; the record's own timing is longer.
 CANDIDATE_ROUNDS = 7
@@ -210,6 +210,12 @@ def check_inputs(run: "Run") -> None:
                     need.check(run.recipe.folder)
                 except StepError as error:
                     raise StepError(f"{index} {step.step}: {error}") from error
+
+
+def describe_inputs(run: "Run") -> str:
+    """What each task holds and what of it is ranked, and where the calibration texts come from, in one line."""
+    notes = [f"calibration: {run.calibration.note}"] if calibrates(run.recipe) else []
+    return "; ".join([*(data.describe() for data in run.data), *notes])
 
 
 def receive(payloads: Mapping[str, JsonValue]) -> dict[type[Input[Any]], Any]:

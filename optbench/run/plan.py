@@ -22,7 +22,7 @@ from optbench.machine.versions import library_versions
 from optbench.recipe.schema import Recipe
 from optbench.run.cache import Cache
 from optbench.run.calibration import DrawnTexts, draw_calibration
-from optbench.run.inputs import Resolution, calibrates, check_inputs, resolve
+from optbench.run.inputs import Resolution, calibrates, resolve
 from optbench.steps import Step
 from optbench.steps.base import Input, StepReport
 from optbench.steps.export_onnx import ExportOnnx
@@ -322,12 +322,7 @@ def source_name(run: Run) -> str:
 
 
 def make_plan(run: Run) -> Plan:
-    """Plan a run: every text is read, and nothing is made, verified or written.
-
-    Raises:
-        TaskError: a text cannot be read, and as for `check_inputs`.
-    """
-    check_inputs(run)
+    """Plan a run: nothing is made, verified or written."""
     recipe, cache = run.recipe, run.cache
     # Four bytes a parameter; every later form is at most that large.
     size = 4 * recipe.base.body.parameters

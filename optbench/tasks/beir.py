@@ -87,7 +87,7 @@ class Beir(BaseTask):
         self._check_known(relevance, queries, blank, documents)
         silent = sum(not queries[query] for query in relevance)
         if silent:
-            notes.append(f"{silent:,} queries without text left out")
+            notes.append(f"queries without text left out: {silent:,}")
         kept = {query: {name: grade for name, grade in judged.items() if name not in blank} for query, judged in relevance.items()}
         kept = {query: judged for query, judged in kept.items() if judged and queries[query]}
         if not kept:
@@ -122,7 +122,7 @@ class Beir(BaseTask):
         documents = keep_texts(with_text())
         if not documents:
             raise TaskError(f"{path}: none of its {n_blank:,} documents has text in {self.text!r}; choose other fields (text)")
-        return documents, blank, [f"{n_blank:,} documents without text left out, {len(blank):,} of them judged"] if n_blank else []
+        return documents, blank, [f"documents without text left out: {n_blank:,} (judged: {len(blank):,})"] if n_blank else []
 
     def _check_known(
         self, relevance: Mapping[str, Mapping[str, int]], queries: Mapping[str, str], blank: set[str], documents: Mapping[str, str]

@@ -74,7 +74,7 @@ class Sts(BaseTask):
             first=first_texts,
             second=second_texts,
             scores=scores,
-            notes=(f"{n_blank:,} pairs without text left out",) if n_blank else (),
+            notes=(f"pairs without text left out: {n_blank:,}",) if n_blank else (),
         )
 
     def calibration_texts(self, n: int, seed: int = 0) -> CalibrationTexts:

@@ -50,7 +50,7 @@ def test_documents_without_text_are_left_out_with_a_count_and_their_judgments_wi
     data = Beir(path=write_folder(tmp_path, qrels=QRELS + "q2\td4\t1\n"), text="title").load()
     assert list(data.documents) == ["d1", "d2", "d4"]
     assert data.relevance == {"q1": {"d1": 3, "d2": 0}, "q2": {"d4": 1}}
-    assert data.notes == ("1 documents without text left out, 1 of them judged",)
+    assert data.notes == ("documents without text left out: 1 (judged: 1)",)
 
 
 def test_folder_in_which_no_document_has_text_is_refused(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def test_files_are_read_in_the_forms_that_people_have(tmp_path: Path, content: s
 
 def test_pairs_without_text_are_left_out_with_a_count(tmp_path: Path) -> None:
     data = Sts(path=write(tmp_path, "a,b,1\n,d,2\ne,f,3\n")).load()
-    assert (data.first, data.notes) == (("a", "e"), ("1 pairs without text left out",))
+    assert (data.first, data.notes) == (("a", "e"), ("pairs without text left out: 1",))
 
 
 def test_folder_is_a_task_of_several_languages(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 from optbench.artifact.folder import Artifact, open_artifact
 from optbench.artifact.manifest import Kind
 from optbench.engines.torch import Torch
-from optbench.errors import StepError
+from optbench.errors import StepError, TaskError
 from optbench.model.tokenizer import encode_batch, load_tokenizer
 from optbench.steps.base import EvaluationTexts, RecipeFiles, ResumeFolder, StepContext
 from optbench.steps.finetune import Finetune
@@ -178,7 +178,7 @@ def test_split_keeps_all_positives_of_a_query_on_one_side() -> None:
 )
 def test_data_set_that_teaches_nothing_is_refused(tmp_path: Path, lines: str, said: str) -> None:
     (tmp_path / "t.jsonl").write_text(lines)
-    with pytest.raises(StepError, match=said):
+    with pytest.raises((StepError, TaskError), match=said):
         read_pairs(tmp_path / "t.jsonl", "train", 1)
 
 
