@@ -3,6 +3,7 @@
 import hashlib
 import json
 import tempfile
+import time
 from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -20,8 +21,7 @@ __all__ = ["BATCH_SIZE", "Role", "TextEncoder"]
 Role = Literal["query", "document"]
 # Queries are embedded one at a time, as in a service: some int8 models give other vectors in a batch. Documents are indexed in batches.
 BATCH_SIZE: dict[Role, int] = {"query": 1, "document": 32}
-# Texts between two progress reports: a few seconds each, also with a large body.
-CHUNK = {"query": 32, "document": 256}
+REPORT_SECONDS = 0.5
 NOUN = {"query": "queries", "document": "documents"}
 
 
@@ -33,18 +33,25 @@ def serve_texts(payload: dict[str, Any], progress: Progress) -> Generator[Any, d
     encoder = load(subject.artifact.path, engine=subject.engine)
     while True:
         request: dict[str, Any] = yield
-        texts = request["texts"]
-        # Sorted over the whole list: the encoder sorts only within a chunk.
-        order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
-        rows = np.empty((len(texts), encoder.dimension), dtype=np.float32)
-        chunk = CHUNK[request["prompt"]]
-        for start in range(0, len(order), chunk):
-            progress("", start / len(order))
-            part = order[start : start + chunk]
-            rows[part] = encoder.encode([texts[index] for index in part], prompt=request["prompt"], batch_size=request["batch_size"])
+        # The encoder sorts by length, and runs batches on every core at once.
+        rows = encoder.encode(request["texts"], prompt=request["prompt"], batch_size=request["batch_size"], progress=_at_times(progress))
         out = Path(request["out"])
         with full_disk_errors(out.parent):
             np.save(out, rows)
+
+
+def _at_times(progress: Progress) -> Progress:
+    """Report every half second and at the end: single queries may take less than a millisecond each."""
+    told = float("-inf")
+
+    def report(message: str, share: float | None) -> None:
+        nonlocal told
+        now = time.monotonic()
+        if now - told >= REPORT_SECONDS or share == 1:
+            told = now
+            progress(message, share)
+
+    return report
 
 
 class TextEncoder:
@@ -91,6 +98,7 @@ class TextEncoder:
         with tempfile.TemporaryDirectory(dir=self._cache, prefix="staging-") as staging:
             made = Path(staging) / "rows.npy"
             request = {"texts": list(texts), "prompt": role, "batch_size": BATCH_SIZE[role], "out": str(made)}
+            report("", 0.0)
             self._worker.request(request, report)
             made.replace(path)
         return np.load(path, allow_pickle=False)  # type: ignore[no-any-return]

@@ -30,14 +30,13 @@ def test_vectors_are_made_once_and_progress_says_what_is_embedded_and_how_far_it
         encode.begin("beir:shop")
         made = encode(TEXTS, "document")
         encode(TEXTS, "query")
-        many = encode([f"red shoe {number}" for number in range(36)], "query")
-        assert len(many) == 36
-        assert told == [
-            ("beir:shop: 0 of 4 documents", 0.0),
-            ("beir:shop: 0 of 4 queries", 4 / 44),
-            ("beir:shop: 0 of 36 queries", 8 / 44),
-            ("beir:shop: 32 of 36 queries", 40 / 44),
-        ]
+        encode([f"red shoe {number}" for number in range(36)], "query")
+        # What is told in between depends on the clock.
+        assert (told[0], told[1]) == (("beir:shop: 0 of 4 documents", 0.0), ("beir:shop: 4 of 4 documents", 4 / 44))
+        assert ("beir:shop: 0 of 36 queries", 8 / 44) in told
+        assert told[-1] == ("beir:shop: 36 of 36 queries", 1.0)
+        shares = [share for _, share in told if share is not None]
+        assert shares == sorted(shares)
         files = sorted((tmp_path / "cache").glob("*.npy"))
         assert len(files) == 3  # a query comes alone and a document in a batch, so each has its own
         for file in files:
