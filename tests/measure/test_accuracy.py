@@ -234,6 +234,15 @@ def test_minilm_reaches_its_known_figure_on_chorus(minilm: Encode) -> None:
     assert measured.mean() == pytest.approx(0.8558, abs=0.0005)
 
 
+@pytest.mark.parametrize(
+    ("name", "n_queries", "n_documents", "ranking"),
+    [("semipqa", 1454, 3627, "judged"), ("piaf", 3835, 761, "full"), ("selqa", 785, 8127, "judged"), ("chorus", 135, 19406, "judged")],
+)
+def test_real_folders_are_read_as_they_are(name: str, n_queries: int, n_documents: int, ranking: str) -> None:
+    data = Beir.from_folder(require(DATA / name)).load()
+    assert (len(data.queries), len(data.documents), data.ranking) == (n_queries, n_documents, ranking)
+
+
 def test_xquadr_has_the_published_numbers_of_questions_and_sentences() -> None:
     data = XquadR(path=require(DATA / "xquadr" / "en.json")).load()
     assert (len(data.queries), len(data.documents)) == (1190, 1180)
