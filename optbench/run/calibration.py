@@ -91,7 +91,9 @@ def _from_tasks(recipe: Recipe, judged: JudgedTexts) -> list[_Drawn]:
     found = []
     for each in spare:
         queries = _without(judged, each.queries[: share // 2])
-        found.append(_Drawn(queries, _without(judged, each.documents[: share - len(queries)]), each.note))
+        documents = _without(judged, each.documents[: share - len(queries)])
+        counts = f"{len(queries)} queries and {len(documents)} documents, out of " if queries or documents else ""
+        found.append(_Drawn(queries, documents, counts + each.note))
     return found
 
 

@@ -45,7 +45,7 @@ def test_default_is_what_the_tasks_leave_unjudged() -> None:
     recipe = load_recipe(RECIPES / "minilm-l6.yaml")
     drawn, spare = draw_calibration(recipe, judged_texts(recipe.tasks)), Retail().calibration_texts(128)
     assert drawn.texts == (*spare.queries[:64], *spare.documents[:64])
-    assert (drawn.note, drawn.warning) == (spare.note, "")
+    assert (drawn.note, drawn.warning) == (f"64 queries and 64 documents, out of {spare.note}", "")
 
 
 def test_folder_in_which_every_document_is_judged_falls_back_to_general_texts_with_a_warning(tmp_path: Path) -> None:
