@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -75,7 +76,7 @@ def test_documents_in_many_windows_give_the_same_result(monkeypatch: pytest.Monk
     monkeypatch.setattr(accuracy, "WINDOW", 3)
     calls: list[int] = []
 
-    def counted(texts: Sequence[str], side: str) -> NDArray[np.float32]:
+    def counted(texts: Sequence[str], side: Literal["query", "document"]) -> NDArray[np.float32]:
         calls.append(len(texts))
         return moved(texts, side)
 
