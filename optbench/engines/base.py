@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar, Self
 
 from pydantic import Field
 
@@ -83,6 +83,10 @@ class BaseEngine(Frozen, ABC):
         This is a second copy of the model in memory, beside that of a session.
         """
         return None
+
+    def reference(self, _artifact: Artifact) -> Self:
+        """The engine that computes the artifact's vectors as `engines.contract` defines them; itself if it compiles one shape only."""
+        return self
 
     @property
     @abstractmethod

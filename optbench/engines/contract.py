@@ -3,6 +3,10 @@
 Inputs, (batch, tokens) int64: `input_ids`; `attention_mask`, 1 for a token, 0 for padding.
 Outputs, float32: `last_hidden_state` (batch, tokens, hidden); `sentence_embedding` (batch, dimension), pooled and, where the model
 says so, projected, normalized and truncated.
+
+The vector of a text, by definition, is the `sentence_embedding` of that text alone and without padding, from the graph compiled for
+inputs of any shape, as every other loader compiles it. `BaseEngine.reference` gives the engine that computes it. `verify` compares
+loaders with it, stability compares every other condition with it, and an engine that compiles more shapes has to agree with it.
 """
 
 from collections.abc import Iterable

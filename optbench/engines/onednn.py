@@ -7,7 +7,7 @@ from typing import get_args
 from optbench.errors import EngineError
 from optbench.machine.cpu import Isa, Machine, read_machine
 
-__all__ = ["BELOW_AMX", "BF16_ISAS", "MAX_ISA", "is_off_amx", "max_isa_variables", "stay_off_amx"]
+__all__ = ["BELOW_AMX", "BF16_ISAS", "MAX_ISA", "is_off_amx", "max_isa_variables", "stay_off_amx", "vector_floats"]
 
 MAX_ISA = "ONEDNN_MAX_CPU_ISA"
 """The environment variable; oneDNN reads it once, when a process first asks for a kernel."""
@@ -43,6 +43,13 @@ def max_isa_variables(isa: Isa, machine: Machine | None = None) -> dict[str, str
         raise EngineError(f"isa {isa}: this CPU lacks {_NEEDS[isa]}, so it cannot run as one that has it; it can run as {able}")
     # oneDNN spells this one without an underscore, and ignores unknown names.
     return {MAX_ISA: "SSE41" if isa == "sse4_1" else isa.upper()}
+
+
+def vector_floats(machine: Machine | None = None) -> int:
+    """How many float32 a vector of oneDNN's kernels holds in this process: 16 with AVX-512, else 8."""
+    limit = os.environ.get(MAX_ISA, "AVX512_CORE")
+    wide = _NEEDS["avx512_core"] in (machine or read_machine()).flags and limit.startswith("AVX512")
+    return 16 if wide else 8
 
 
 def is_off_amx(machine: Machine | None = None) -> bool:

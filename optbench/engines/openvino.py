@@ -1,7 +1,8 @@
 """OpenVINO on the CPU."""
 
 import os
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+import re
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator
 
@@ -9,7 +10,7 @@ from optbench.artifact.folder import Artifact
 from optbench.artifact.manifest import Kind
 from optbench.engines.base import BaseEngine, Session, Streams
 from optbench.engines.contract import EMBEDDING, INPUTS, check_graph
-from optbench.engines.onednn import BELOW_AMX, BF16_ISAS, MAX_ISA, max_isa_variables, stay_off_amx
+from optbench.engines.onednn import BELOW_AMX, BF16_ISAS, MAX_ISA, max_isa_variables, stay_off_amx, vector_floats
 from optbench.engines.openvino_streams import OpenVinoStreams
 from optbench.errors import BaseModelError, EngineError
 from optbench.machine.cpu import Isa, usable_threads
@@ -27,6 +28,9 @@ STATIC_LENGTHS = ("optbench", "static_lengths")
 """The rt_info key under which an IR stores its static lengths, `"8 16 32"`."""
 # Each static length keeps its own compiled model in memory.
 STATIC_LENGTHS_MAX = 16
+# oneDNN's softmax adds each of four vectors to a sum of its own, and what is left after the last whole vector to the first sum. Up to
+# two vectors, padding changes no sum; beyond, it can change the last bit. Source: oneDNN, src/cpu/x64/jit_uni_softmax.cpp.
+PADDED_VECTORS_MAX = 2
 
 
 class OpenVino(BaseEngine):
@@ -35,7 +39,7 @@ class OpenVino(BaseEngine):
     With static lengths, a single text is padded to the next one and runs on a graph compiled for that shape. This avoids the shape
     inference and planning of dynamic shapes: 5 to 25 % of the time, most for small models and short texts. A batch, a longer text, and
     one that needs too much padding run the dynamic graph. Each static length keeps its own copy of the weights in the layout of the
-    kernels.
+    kernels. Static int8 made by `quantize_static` computes the same vector in both: a text is padded only where that changes no sum.
     """
 
     opens: ClassVar[frozenset[Kind]] = frozenset({Kind.OPENVINO, Kind.ONNX})
@@ -59,7 +63,10 @@ class OpenVino(BaseEngine):
     )
     # On 2 cores, a static shape saves all-MiniLM-L6-v2 in static int8 the time of 8 to 13 tokens, at any length from 8 to 128.
     static_padding_max: int = Field(
-        default=8, ge=0, description="The most padding tokens to reach a static length; a text that needs more runs the dynamic graph."
+        default=8,
+        ge=0,
+        description="The most padding tokens to reach a static length; a text that needs more runs the dynamic graph. Static lengths "
+        "above 16 (32 with AVX-512) take texts of exactly that length, because padding would change the softmax's last bit.",
     )
     compile_on_first_use: bool = Field(
         default=False,
@@ -91,6 +98,12 @@ class OpenVino(BaseEngine):
         if self.inference_precision != "f32" and isa not in BF16_ISAS:
             raise EngineError(f"isa {isa}: has no {self.precision} products; set the openvino engine's inference_precision to f32")
         return max_isa_variables(isa)
+
+    def reference(self, artifact: Artifact) -> Self:
+        """The same engine without static lengths, if it has any."""
+        if self.static_lengths is None and not _names_lengths(artifact):
+            return self
+        return self.model_copy(update={"static_lengths": ()}) if self.static_lengths != () else self
 
     def open(self, artifact: Artifact) -> Session:
         """Read and compile the graph."""
@@ -203,6 +216,13 @@ def check_ids(input_ids: "NDArray[np.int64]", body: Body, name: str) -> None:
         )
 
 
+def _names_lengths(artifact: Artifact) -> bool:
+    """Whether an artifact's IR has static lengths; read from its text, so that nothing is loaded."""
+    if artifact.kind is not Kind.OPENVINO:
+        return False
+    return re.search(rb"<" + STATIC_LENGTHS[1].encode() + rb"\b", artifact.main_file.read_bytes()) is not None
+
+
 def _lengths_of(model: "openvino.Model", name: str) -> tuple[int, ...]:
     """The static lengths in an IR's rt_info; empty if it has none."""
     if not model.has_rt_info(list(STATIC_LENGTHS)):
@@ -269,6 +289,7 @@ class _OpenVinoSession(Session):
         self._model: Any = model
         self._engine, self._lengths, self._body, self._name = engine, lengths, body, name
         self._requests: dict[int | None, _StaticRequest | _DynamicRequest] = {}
+        self._padded_max = PADDED_VECTORS_MAX * vector_floats()
 
     def compile_all(self) -> None:
         """Compile every shape, then free the graph."""
@@ -290,9 +311,11 @@ class _OpenVinoSession(Session):
         return self._requests[length]
 
     def _static_length(self, tokens: int) -> int | None:
-        """The static length to pad a text to; None if it would need more than `static_padding_max` tokens."""
+        """The static length to pad a text to; None if it would need too much padding, or padding that changes its vector."""
         length = next((length for length in self._lengths if length >= tokens), None)
-        return None if length is None or length - tokens > self._engine.static_padding_max else length
+        if length is None or length == tokens:
+            return length
+        return length if length <= self._padded_max and length - tokens <= self._engine.static_padding_max else None
 
     def embed(self, input_ids: "NDArray[np.int64]", attention_mask: "NDArray[np.int64]") -> "NDArray[np.float32]":
         batch, tokens = input_ids.shape

@@ -1,7 +1,8 @@
 """Stability: whether a text keeps its embedding when only its batch, padding, threads or CPU change.
 
-The reference is each text alone, on the engine's own threads. It is compared with the same texts in another order, padded, in
-batches of other texts, with other numbers of threads, and on smaller instruction sets. An index is built in batches and queried one
+The reference is each text alone and without padding, from the graph compiled for any shape (`engines.contract`), on the engine's own
+threads. It is compared with the same texts on static lengths, in another order, padded, in batches of other texts, with other numbers
+of threads, and on smaller instruction sets. An index is built in batches and queried one
 text at a time, often on another machine: whatever moves a vector moves search results.
 """
 
@@ -63,7 +64,7 @@ LOW_PRECISION = (
     "inference_precision to f32 if vectors must match"
 )
 NEXT_STEP = (
-    "another shape (each static length is a graph of its own), number of threads or instruction set runs other kernels, whose sums "
+    "another shape, number of threads or instruction set can run other kernels, whose sums "
     "differ in the last bit; if activations are rounded to int8, that bit can move a value by a whole step: keep more layers in "
     "float, or keep the condition fixed"
 )
@@ -185,7 +186,8 @@ def measure_stability(
         MachineError: a process was killed, usually for lack of memory.
         MeasureError: too few texts, documents of another dimension, or a broken reference.
     """
-    artifact, engine, isa = subject.artifact, subject.engine, subject.isa
+    artifact, engine, isa = subject.artifact, subject.engine.reference(subject.artifact), subject.isa
+    as_opened, subject = subject, replace(subject, engine=engine)
     n_texts = len(sample.texts)
     if n_texts < TEXTS_MIN:
         raise MeasureError(f"stability: {n_texts} texts; expected at least {TEXTS_MIN}, so that each is batched with two different sets")
@@ -197,7 +199,8 @@ def measure_stability(
         raise MeasureError(f"{artifact.path}: its stability cannot be measured: {error}") from error
     own_threads = engine.threads or usable_threads()
     inside = _arrangement_conditions(description, n_texts)
-    apart = [*_thread_conditions(subject, own_threads, threads), *_isa_conditions(subject, isas)]
+    apart = [] if as_opened == subject else [_Condition("on static lengths", "padding", subject=as_opened)]
+    apart += [*_thread_conditions(subject, own_threads, threads), *_isa_conditions(subject, isas)]
     comparison = _Comparison(sample, description.body.pad_id, 1 + len(inside) + len(apart), progress)
     with comparison.open(subject) as worker:
         comparison.embed_reference(worker)
@@ -214,7 +217,7 @@ def measure_stability(
             rows.append(comparison.leave_out(condition, str(error)))
     return Stability(
         sha256=artifact.sha256,
-        engine=subject.engine_options,
+        engine=as_opened.engine_options,
         reference=f"each text alone, {_count_threads(own_threads)}" + (f", as {isa}" if isa else ""),
         n_texts=n_texts,
         n_documents=0 if sample.documents is None else len(sample.documents),

@@ -69,7 +69,7 @@ def loader_table(rows: Sequence[LoaderRow]) -> Table | None:
         for row in rows
     ]
     note = (
-        f"cosine: to optbench's own vectors, of the worst text, without and with the query prompt; at least {COSINE_MIN} expected. "
+        f"cosine: to the artifact's vectors (each text alone), the worst; then with the query prompt; at least {COSINE_MIN} expected. "
         "The times are rough: use optbench measure for exact ones."
     )
     return Table("Loaders", ["loader", "version", "status", "cosine", "prompted", "load ms", "text ms", "note"], cells, note)

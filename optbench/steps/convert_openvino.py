@@ -21,6 +21,7 @@ from optbench.errors import MachineError, StepError
 from optbench.machine.disk import free_disk
 from optbench.model.checkpoint import read_max_tokens
 from optbench.steps.base import BaseStep, StepContext, StepReport
+from optbench.steps.openvino.rounding import fold_token_types
 
 if TYPE_CHECKING:
     import openvino as ov
@@ -38,7 +39,7 @@ class ConvertOpenvino(BaseStep):
 
     takes: ClassVar[frozenset[Kind]] = frozenset({Kind.ONNX})
     gives: ClassVar[Kind] = Kind.OPENVINO
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     libraries: ClassVar[tuple[str, ...]] = ("openvino", "onnx")
 
     step: Literal["convert_openvino"] = "convert_openvino"
@@ -71,6 +72,7 @@ class ConvertOpenvino(BaseStep):
         foreign = _foreign_operators(source.main_file)
         context.progress("reading the ONNX graph", None)
         model = _read(source.main_file, foreign)
+        fold_token_types(model)
         _renumber(model)
         if self.static_lengths is not None:
             model.set_rt_info(" ".join(map(str, self.static_lengths)), list(STATIC_LENGTHS))

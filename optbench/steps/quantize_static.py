@@ -30,6 +30,7 @@ from optbench.steps.base import (
     StepReport,
 )
 from optbench.steps.openvino.graph import constant_behind, find_weight_matmuls, group_by_activation, quiet_nncf, read_graph, save_graph
+from optbench.steps.openvino.rounding import set_unit_scales
 from optbench.steps.patterns import match_names
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class QuantizeStatic(BaseStep):
 
     takes: ClassVar[frozenset[Kind]] = frozenset({Kind.OPENVINO})
     gives: ClassVar[Kind] = Kind.OPENVINO
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     libraries: ClassVar[tuple[str, ...]] = ("nncf", "openvino", "tokenizers", "numpy")
 
     step: Literal["quantize_static"] = "quantize_static"
@@ -99,6 +100,7 @@ class QuantizeStatic(BaseStep):
         reduce_range = not context.machine.has_vnni if self.reduce_range == "auto" else self.reduce_range
         quantized = self._quantize(graph, scope, inputs, reduce_range, context)
         matched, refused = self._count(quantized, scope, where)
+        set_unit_scales(quantized)
         context.progress("writing the model", None)
         save_graph(quantized, out)
         copy_companions(source.path, out)

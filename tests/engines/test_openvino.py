@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from optbench.artifact.folder import Artifact, copy_companions
 from optbench.artifact.manifest import Kind
 from optbench.engines import openvino as engine_module
-from optbench.engines.onednn import MAX_ISA
+from optbench.engines.onednn import MAX_ISA, vector_floats
 from optbench.engines.openvino import STATIC_LENGTHS, OpenVino, _OpenVinoSession
 from optbench.errors import EngineError
 from optbench.machine.cpu import read_machine
@@ -76,11 +76,49 @@ def test_one_text_runs_in_the_next_static_length_and_the_rest_in_the_dynamic_gra
 
 @pytest.mark.parametrize(("padding", "length", "shape"), [(8, 9, None), (8, 24, 32), (8, 23, None), (0, 32, 32), (0, 31, None)], ids=str)
 def test_text_that_would_need_too_much_padding_runs_in_the_dynamic_graph(
-    make_artifact: Callable[..., Artifact], padding: int, length: int, shape: int | None
+    make_artifact: Callable[..., Artifact], monkeypatch: pytest.MonkeyPatch, padding: int, length: int, shape: int | None
 ) -> None:
+    monkeypatch.setattr(engine_module, "vector_floats", lambda: 16)
     session = open_engine(make_artifact(Kind.OPENVINO), static_lengths=(8, 32), static_padding_max=padding, compile_on_first_use=True)
     session.embed(*ids_of(1, length))
     assert list(session._requests) == [shape]
+
+
+@pytest.mark.parametrize(("floats", "length", "shape"), [(8, 15, 16), (8, 31, None), (8, 32, 32), (16, 31, 32), (16, 63, None)], ids=str)
+def test_text_is_padded_only_where_that_changes_no_sum_of_the_softmax(
+    make_artifact: Callable[..., Artifact], monkeypatch: pytest.MonkeyPatch, floats: int, length: int, shape: int | None
+) -> None:
+    monkeypatch.setattr(engine_module, "vector_floats", lambda: floats)
+    session = open_engine(make_artifact(Kind.OPENVINO), static_lengths=(8, 16, 32, 64), compile_on_first_use=True)
+    session.embed(*ids_of(1, length))
+    assert list(session._requests) == [shape]
+
+
+def test_padding_changes_no_bit_of_a_softmax_of_two_vectors() -> None:
+    import openvino.opset13 as operators
+
+    scores = operators.parameter([1, -1], np.float32, name="scores")
+    softmax = open_softmax(operators.softmax(scores, 1), scores)
+    row = np.random.default_rng(3).standard_normal((1, 2 * vector_floats())).astype(np.float32)
+    for length in range(1, row.shape[1] + 1):
+        padded = np.full_like(row, np.finfo(np.float32).min)
+        padded[:, :length] = row[:, :length]
+        np.testing.assert_array_equal(softmax([padded])[0][:, :length], softmax([row[:, :length]])[0])
+
+
+def open_softmax(output: Any, parameter: Any) -> Any:
+    import openvino
+
+    model = openvino.Model([output], [parameter], "softmax")
+    return openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+
+
+def test_reference_engine_has_no_static_lengths(make_artifact: Callable[..., Artifact], tmp_path: Path) -> None:
+    plain, named = make_artifact(Kind.OPENVINO), with_rt_info(make_artifact(Kind.OPENVINO), tmp_path, "8 16", *STATIC_LENGTHS)
+    assert OpenVino(static_lengths=LENGTHS, threads=1).reference(plain) == OpenVino(static_lengths=(), threads=1)
+    assert OpenVino().reference(named) == OpenVino(static_lengths=())
+    for engine in (OpenVino(), OpenVino(static_lengths=())):
+        assert engine.reference(plain) is engine
 
 
 def test_every_shape_is_compiled_on_opening(make_artifact: Callable[..., Artifact]) -> None:

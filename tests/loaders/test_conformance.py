@@ -1,16 +1,21 @@
 """Loaders of this Python on tiny models; the pinned environments are proven by bench/loaders.py."""
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 from typer.testing import CliRunner
 
 from optbench import cli
 from optbench.artifact.folder import Artifact, seal
 from optbench.artifact.manifest import MANIFEST, Kind
+from optbench.encoder import ENGINE_FILE
+from optbench.engines.openvino import OpenVino, _StaticRequest
 from optbench.errors import ArtifactError, MachineError
 from optbench.loaders import LOADERS, conformance
 from optbench.loaders.conformance import COSINE_MIN, LoaderRow, Status, check_loaders, loader_names, loader_texts
@@ -75,7 +80,37 @@ def test_loader_that_pools_otherwise_than_the_graph_differs(both: Path, tmp_path
     rows = check(edited(both, tmp_path, "1_Pooling/config.json", to_cls), ("onnxruntime", "fastembed"))
     assert rows["onnxruntime"].status is Status.OK  # the graph pools
     assert rows["fastembed"].status is Status.DIFFERS
-    assert rows["fastembed"].note == "its vectors differ from ours: other pooling or precision"
+    assert rows["fastembed"].note == "its vectors differ from the artifact's: other pooling or precision"
+
+
+def test_static_lengths_are_compared_with_the_graph_of_any_shape(
+    make_artifact: Callable[..., Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(make_artifact(Kind.OPENVINO).path, tmp_path / "staging")
+    (tmp_path / "staging" / ENGINE_FILE).write_text('{"engine": "openvino", "static_lengths": [8, 16]}')
+    (tmp_path / "staging" / MANIFEST).unlink()
+    folder = seal(tmp_path / "staging", tmp_path / "static", Kind.OPENVINO, "random").path
+    rows = check(folder, ("openvino",))
+    assert {name: row.status for name, row in rows.items()} == {"optbench": Status.OK, "openvino": Status.OK}
+
+    def move(session: _StaticRequest, ids: object, mask: object) -> NDArray[np.float32]:
+        return honest(session, ids, mask)[:, ::-1]  # type: ignore[arg-type]
+
+    honest = _StaticRequest.__call__
+    monkeypatch.setattr(_StaticRequest, "__call__", move)
+    rows = check(folder, ("openvino",))
+    assert {name: row.status for name, row in rows.items()} == {"optbench": Status.DIFFERS, "openvino": Status.OK}
+
+
+def test_note_tells_rounding_from_another_pooling(make_artifact: Callable[..., Artifact]) -> None:
+    model = conformance._exported_model(make_artifact(Kind.OPENVINO), OpenVino())
+    one = np.array([[1.0, 0.0]], dtype=np.float32)
+    facts = {"version": "1", "load_ns": 1, "embed_ns": [1]}
+    for cosine, word in ((0.9997, "rounds otherwise"), (0.9, "pooling")):
+        other = np.array([[cosine, math.sqrt(1 - cosine**2)]], dtype=np.float32)
+        row = conformance._row("x", model, {"plain": other, "prompted": other}, {"plain": one, "prompted": one}, facts)
+        assert row.status is Status.DIFFERS
+        assert word in row.note
 
 
 def test_loader_that_drops_the_prompt_differs(both: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -186,6 +186,22 @@ def test_each_thread_count_and_instruction_set_has_a_process_of_its_own(
     assert FakeWorker.started == [(2, held), (1, held), (3, held), (2, smaller)]
 
 
+def test_static_lengths_are_a_condition_of_their_own_and_no_part_of_the_reference(
+    make_artifact: MakeArtifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[object] = []
+
+    class Recorder(FakeWorker):
+        def __init__(self, function: Any, payload: dict[str, Any], environment: dict[str, str] | None = None) -> None:
+            opened.append(payload["subject"]["engine"]["static_lengths"])
+
+    monkeypatch.setattr(subject_module, "Worker", Recorder)
+    stability = measure(make_artifact(Kind.OPENVINO), OpenVino(threads=1, static_lengths=(8, 16)), TEXTS, threads=(2,))
+    assert opened == [[], [8, 16], []]
+    assert [row.condition for row in stability.rows][-2:] == ["on static lengths", "2 threads"]
+    assert stability.engine["static_lengths"] == [8, 16]
+
+
 def test_instruction_set_that_the_engine_refuses_is_left_out_with_its_words(make_artifact: MakeArtifact) -> None:
     stability = measure(make_artifact(Kind.ONNX), OnnxRuntime(threads=1), TEXTS, isas=("sse4_1",), threads=())
     assert left_out(stability)["as sse4_1"].startswith("isa sse4_1: onnxruntime selects its kernels by the CPU")
