@@ -29,6 +29,8 @@ __all__ = ["fold_token_types", "set_unit_scales"]
 
 # With this zero point OpenVINO stores int8 instead of uint8, and snippets do not add it.
 SIGNED_ZERO_POINT = 128
+# NNCF makes zero points whole, to the precision of a float32 range.
+WHOLE = 1e-3
 
 
 def fold_token_types(model: "ov.Model") -> bool:
@@ -70,23 +72,26 @@ def _set_unit_scale(quantizer: "ov.Node") -> bool:
 
     source = quantizer.input_value(0)
     bounds = [quantizer.input_value(port).get_node() for port in range(1, 5)]
-    width = source.get_partial_shape()[-1]
-    if constant_behind(source)[0] is not None or any(bound.get_type_name() != "Constant" or bound.data.size != 1 for bound in bounds):
+    shape = source.get_partial_shape()
+    if shape.rank.is_dynamic or shape[-1].is_dynamic or _is_fused_into_product(source.get_node()):
         return False
-    if _is_fused_into_product(source.get_node()) or not width.is_static:
+    width = shape[-1].get_length()
+    if constant_behind(source)[0] is not None or any(bound.get_type_name() != "Constant" or bound.data.size != 1 for bound in bounds):
         return False
     input_low, input_high, output_low, output_high = (float(bound.data.item()) for bound in bounds)
     largest = quantizer.get_attributes()["levels"] - 1
     step, output_step = (input_high - input_low) / largest, (output_high - output_low) / largest
     zero = round(-input_low / step)
+    if abs(-input_low / step - zero) > WHOLE:
+        return False
     shift = int(zero == SIGNED_ZERO_POINT)
-    factors = np.full([1] * (source.get_partial_shape().rank.get_length() - 1) + [width.get_length()], 1 / step)
+    factors = np.full([1] * (shape.rank.get_length() - 1) + [width], 1 / step)
     smoothing = source.get_node()
     # A scale that is there already, such as SmoothQuant's, takes the factor: no operator is added. One number instead of a row
     # would not do: OpenVINO folds it back into the FakeQuantize.
     if smoothing.get_type_name() == "Multiply" and len(source.get_target_inputs()) == 1:
         scale = smoothing.input_value(1).get_node()
-        if scale.get_type_name() == "Constant" and scale.data.size == width.get_length():
+        if scale.get_type_name() == "Constant" and scale.data.size == width:
             factors, source = scale.data.astype(np.float64) / step, smoothing.input_value(0)
     scaled = operators.multiply(source, operators.constant(factors.astype(np.float32)))
     scaled.set_friendly_name(f"{quantizer.get_friendly_name()}/scale")
