@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from optbench import cli
 from optbench.artifact.folder import Artifact, seal
 from optbench.artifact.manifest import MANIFEST, Kind
-from optbench.encoder import ENGINE_FILE
+from optbench.engines.choice import ENGINE_FILE
 from optbench.engines.openvino import OpenVino, _StaticRequest
 from optbench.errors import ArtifactError, MachineError
 from optbench.loaders import LOADERS, conformance

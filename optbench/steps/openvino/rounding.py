@@ -112,4 +112,4 @@ def _is_fused_into_product(node: "ov.Node") -> bool:
         node = node.input_value(0).get_node()
     if node.get_type_name() == "Add":
         node = node.input_value(0).get_node()
-    return node.get_type_name() == "MatMul"
+    return str(node.get_type_name()) == "MatMul"
