@@ -166,7 +166,8 @@ def test_real_model_is_closer_to_float_than_nncf_by_itself(
 def ranges(path: Path) -> NDArray[np.float32]:
     """The width of each activation's range."""
     rounded = [node for node in ov.Core().read_model(path).get_ordered_ops() if node.get_type_name() == "FakeQuantize"]
-    bounds = [[node.input_value(port).get_node().data.item() for port in (1, 2)] for node in rounded]
+    # The output range: the input's may be in steps.
+    bounds = [[node.input_value(port).get_node().data.item() for port in (3, 4)] for node in rounded]
     return np.diff(np.array(bounds, dtype=np.float32), axis=1)[:, 0]
 
 
