@@ -1,6 +1,7 @@
 """prune_structured: within its budget, nearer to the whole model than a plain cut, and an ordinary checkpoint afterwards."""
 
 import dataclasses
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -221,3 +222,31 @@ def test_weights_that_are_not_finite_are_an_error(tmp_path: Path, source: Artifa
 def test_budget_is_said_once(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         PruneStructured(**options)
+
+
+def test_activations_of_one_batch_in_one_layer_are_held_at_a_time(
+    tmp_path: Path, make_checkpoint: Callable[..., Artifact], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory must not grow with layers times texts: of the widest activations, those of the last batch and the next are alive."""
+    from optbench.steps.pruning import method, states
+
+    made: list[weakref.ref[torch.Tensor]] = []
+    alive: list[int] = []
+
+    def watched(function: Callable[..., Any], tensor_of: Callable[[Any], torch.Tensor]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            result = function(*arguments)
+            made.append(weakref.ref(tensor_of(result)))
+            alive.append(sum(each() is not None for each in made))
+            return result
+
+        return call
+
+    monkeypatch.setattr(states, "BATCH_TOKENS", 64)
+    monkeypatch.setattr(method, "layer_states", watched(method.layer_states, lambda found: found.active))
+    layers = 6
+    report = prune(make_checkpoint("BertModel", "mean", layers=layers), tmp_path / "out", keep_flops=0.7, drop_layers=False, rounds=1)
+    batches = report.facts["calibration_tokens"] // 64  # type: ignore[operator]
+    assert batches >= 5
+    assert len(made) >= layers * batches
+    assert max(alive) <= 2
