@@ -243,7 +243,7 @@ def test_activations_of_one_batch_in_one_layer_are_held_at_a_time(
         return call
 
     monkeypatch.setattr(states, "BATCH_TOKENS", 64)
-    monkeypatch.setattr(method, "layer_states", watched(method.layer_states, lambda found: found.active))
+    monkeypatch.setattr(method, "layer_states", watched(states.layer_states, lambda found: found.active))
     layers = 6
     report = prune(make_checkpoint("BertModel", "mean", layers=layers), tmp_path / "out", keep_flops=0.7, drop_layers=False, rounds=1)
     batches = report.facts["calibration_tokens"] // 64  # type: ignore[operator]
