@@ -160,8 +160,10 @@ def compare(workload: str, texts: list[str], candidates: dict[str, Encode], roun
         if cosine < 0.999:
             raise SystemExit(f"{name}: other vectors than optbench's, cosine {cosine:.5f}: the comparison would be void")
     rates: dict[str, list[float]] = {name: [] for name in candidates}
-    for _ in range(rounds):
-        for name, encode in candidates.items():
+    for turn in range(rounds):
+        # The order rotates: what a process leaves running, or the heat of the last run, slows down another each time.
+        for name in [*candidates][turn % len(candidates) :] + [*candidates][: turn % len(candidates)]:
+            encode = candidates[name]
             begin = time.perf_counter()
             encode(texts)
             rates[name].append(len(texts) / (time.perf_counter() - begin))
