@@ -16,8 +16,16 @@ import typer
 from typer.core import TyperGroup
 
 import optbench
-from optbench.cli.terminal import OutputClosed, WarningHandler, print_error, print_text
-from optbench.errors import OptbenchError
+from optbench.cli.terminal import (
+    OutputClosed,
+    WarningHandler,
+    is_stdout_error,
+    open_streams,
+    print_error,
+    print_text,
+    unwritable_stdout,
+)
+from optbench.errors import MachineError, OptbenchError
 from optbench.machine.extras import missing_extra
 
 __all__ = ["app", "main"]
@@ -45,6 +53,7 @@ COMMANDS = {
 ERROR_STATUS = 2
 # What a shell reports for a program that SIGPIPE ended. Not 0: the command may not have reached its verdict.
 OUTPUT_CLOSED_STATUS = 141
+INTERRUPTED_STATUS = 130
 EXIT_STATUS = "Exit status: 0 success or pass, 1 fail, 2 error, 3 inconclusive, 130 interrupted."
 
 
@@ -98,7 +107,10 @@ def main() -> None:
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     logging.basicConfig(level=logging.WARNING, handlers=[WarningHandler()])
     try:
+        open_streams()
         app()
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED_STATUS)
     except SystemExit as stopped:
         # Click exits with 1, the status of a failed verdict, on a closed pipe and on an EOFError.
         reason = stopped.__context__
@@ -107,7 +119,8 @@ def main() -> None:
         if isinstance(reason, typer.Abort):
             sys.exit(_report(reason.__cause__ or reason))
         raise
-    except Exception as error:
+    # A panic in a library written in Rust is no Exception. Whatever it is, 1 would mean that a verdict failed.
+    except BaseException as error:
         sys.exit(_report(error))
 
 
@@ -115,10 +128,14 @@ def _report(error: BaseException) -> int:
     """Print an error and return the exit status."""
     if isinstance(error, ModuleNotFoundError):
         error = missing_extra(error, "this command") or error
+    elif isinstance(error, OSError) and is_stdout_error(error):
+        error = unwritable_stdout(error)
     try:
         if not isinstance(error, OutputClosed):
             print_error(error, as_json="--json" in sys.argv, is_bug=not isinstance(error, OptbenchError))
             return ERROR_STATUS
     except OutputClosed:
         pass
+    except MachineError:  # stdout cannot take the document; stderr has the message
+        return ERROR_STATUS
     return OUTPUT_CLOSED_STATUS

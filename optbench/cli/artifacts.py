@@ -7,7 +7,8 @@ from typing import Annotated
 import typer
 
 from optbench.cli.options import ArtifactPath, CacheFolder, Json, cache_at
-from optbench.cli.terminal import counted, print_json, print_line, print_tables, print_warnings, watching
+from optbench.cli.progress import watching
+from optbench.cli.terminal import counted, print_json, print_line, print_tables, print_warnings
 from optbench.errors import PublishError
 
 __all__ = ["extend", "publish", "pull", "verify"]

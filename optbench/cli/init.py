@@ -6,7 +6,8 @@ from typing import Annotated
 import typer
 
 from optbench.cli.options import Json
-from optbench.cli.terminal import print_json, print_line, print_warnings, watching
+from optbench.cli.progress import watching
+from optbench.cli.terminal import print_json, print_line, print_warnings
 from optbench.model.checkpoint import Pooling
 
 __all__ = ["init"]

@@ -6,7 +6,8 @@ from typing import Annotated
 import typer
 
 from optbench.cli.options import ArtifactPath, CacheFolder, IsaOption, Json, Output, TaskOption, cache_at, parse_tasks, validated
-from optbench.cli.terminal import print_json, print_line, print_tables, print_warnings, watching
+from optbench.cli.progress import watching
+from optbench.cli.terminal import print_json, print_line, print_tables, print_warnings
 from optbench.machine.cpu import Isa
 
 __all__ = ["measure", "probe", "scenarios", "stability"]

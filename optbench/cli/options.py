@@ -1,5 +1,6 @@
 """Options that several commands share."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -26,6 +27,7 @@ __all__ = [
     "WeightsOption",
     "cache_at",
     "parse_tasks",
+    "refuse_together",
     "validated",
 ]
 
@@ -69,6 +71,17 @@ def cache_at(folder: Path | None) -> "Cache":
     from optbench.run.cache import Cache
 
     return Cache((folder or Path(platformdirs.user_cache_dir("optbench"))).absolute())
+
+
+def refuse_together(options: Mapping[str, object]) -> None:
+    """Refuse options of which only one can have an effect, by name and value; one that was not given is False or None.
+
+    Raises:
+        typer.BadParameter: names those that were given, if there are several.
+    """
+    given = [name for name, value in options.items() if value not in (False, None)]
+    if len(given) > 1:
+        raise typer.BadParameter(f"cannot be combined with {given[0]}; choose one", param_hint=given[1])
 
 
 def validated(kind: "type[Model]", **options: Any) -> "Model":

@@ -18,8 +18,19 @@ from optbench.cli.options import (
     WeightsOption,
     cache_at,
     parse_tasks,
+    refuse_together,
 )
-from optbench.cli.terminal import counted, print_json, print_line, print_stderr, print_tables, print_text, print_warnings, watching
+from optbench.cli.progress import watching
+from optbench.cli.terminal import (
+    counted,
+    print_json,
+    print_line,
+    print_stderr,
+    print_summary,
+    print_tables,
+    print_text,
+    print_warnings,
+)
 from optbench.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -29,14 +40,22 @@ if TYPE_CHECKING:
 __all__ = ["apply", "check", "plan", "schema"]
 
 
-def check(recipes: Annotated[list[Path], typer.Argument(metavar="RECIPE...", help="Recipe files.")], as_json: Json = False) -> None:
+def check(
+    recipes: Annotated[list[Path], typer.Argument(metavar="RECIPE...", help="Recipe files.")],
+    task: TaskOption = None,
+    isa: IsaOption = None,
+    as_json: Json = False,
+) -> None:
     """Check recipes, and that the files and packages they name are there; report every problem with its file, line, key and fix."""
     from optbench.recipe.load import load_recipe
 
+    parse_tasks(task)
     results: list[dict[str, Any]] = []
     for path in recipes:
         try:
             recipe = load_recipe(path, look_for_files=True)
+            if isa is not None and (refusal := recipe.engine_for(recipe.steps[-1].gives).refusal(isa)):
+                raise RecipeError(f"{path}: {refusal}")
         except RecipeError as error:
             results.append({"path": str(path), "problems": str(error).splitlines()})
         else:
@@ -60,6 +79,7 @@ def schema(
     from optbench.recipe.reference import render_reference
     from optbench.recipe.schema import recipe_schema
 
+    refuse_together({"--markdown": markdown, "--json": as_json})
     if markdown:
         print_text(render_reference().rstrip("\n"))
     elif as_json:
@@ -72,6 +92,8 @@ def plan(
     recipe: RecipePath,
     weights: WeightsOption = "real",
     base: BaseOption = None,
+    task: TaskOption = None,
+    isa: IsaOption = None,
     from_step: FromOption = None,
     measure: Annotated[
         bool, typer.Option("--measure", help="First time the model's layers on this machine (minutes, once) to predict the pruned latency.")
@@ -85,7 +107,7 @@ def plan(
     from optbench.run.plan import Options
 
     loaded = load_recipe(recipe)
-    options = Options(cache=cache_at(cache), weights=weights, base=base, from_step=from_step)
+    options = Options(cache=cache_at(cache), weights=weights, base=base, tasks=parse_tasks(task), isa=isa, from_step=from_step)
     if measure:
         with watching() as watch:
             runner.time_layers(loaded, options, watch)
@@ -125,16 +147,20 @@ def apply(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and exit.")] = False,
     output: Output = Path("exported"),
     cache: CacheFolder = None,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Print every table before the summary.")] = False,
     as_json: Json = False,
 ) -> None:
     """Run a recipe: its steps, the measurements and the verdict; write the artifact with its records and card to exported/."""
     from optbench.recipe.load import load_recipe
-    from optbench.report.accuracy import accuracy_table, query_side_table
     from optbench.report.card import render_card
-    from optbench.report.table import latency_table, serving_table, tradeoff_table, verdict_table
+    from optbench.report.contents import record_tables
+    from optbench.report.summary import noise_grouped, summarize
+    from optbench.report.table import verdict_table
     from optbench.run import apply as runner
     from optbench.run.plan import Options
 
+    refuse_together({"--verbose": verbose, "--json": as_json})
+    refuse_together({"--verbose": verbose, "--dry-run": dry_run})
     loaded = load_recipe(recipe)
     options = Options(
         cache=cache_at(cache),
@@ -155,8 +181,8 @@ def apply(
         path = applied.folder / "records" / record.file_name
         print_json("apply", folder=str(applied.folder), record=str(path), verdict=verdict.model_dump(mode="json"))
     else:
-        tables = [tradeoff_table(record), accuracy_table(record), query_side_table(record), latency_table(record), serving_table(record)]
-        print_tables([*tables, verdict_table(verdict)])
-        print_warnings(record.warnings)
-        print_line(f"{applied.folder}: {verdict.outcome}")
+        if verbose:
+            print_tables([*record_tables(record), verdict_table(verdict)])
+        print_warnings(record.warnings if verbose else noise_grouped(record))
+        print_summary(summarize(record, verdict, applied.folder))
     raise typer.Exit(verdict.exit_status)

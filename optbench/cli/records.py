@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 import typer
 
 from optbench.cli.options import Json
-from optbench.cli.terminal import print_json, print_tables, print_warnings, watching
+from optbench.cli.progress import watching
+from optbench.cli.terminal import print_json, print_tables, print_warnings
 
 __all__ = ["compare", "gate"]
 

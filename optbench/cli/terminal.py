@@ -1,42 +1,47 @@
-"""What the command line prints: tables and JSON on stdout; progress, warnings and errors on stderr."""
+"""What the command line prints: tables and JSON on stdout; warnings and errors on stderr. `progress` shows how far a command is."""
 
 import json
 import logging
 import os
 import sys
 import tempfile
-import time
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from optbench.errors import MachineError
 from optbench.report.text import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.progress import Progress, TaskID
 
+    from optbench.report.summary import Summary
     from optbench.report.table import Table
 
 __all__ = [
     "OutputClosed",
     "WarningHandler",
-    "Watch",
     "counted",
+    "is_stdout_error",
+    "open_streams",
     "print_error",
     "print_heading",
     "print_json",
     "print_line",
     "print_stderr",
+    "print_summary",
     "print_tables",
     "print_text",
     "print_warnings",
-    "watching",
+    "unwritable_stdout",
 ]
 
 # The form of every --json document, described in docs/json.md; raised when a key changes its meaning or is removed.
 JSON_SCHEMA_VERSION = 1
+STDOUT, STDERR = 1, 2
+# Where no terminal limits it, a summary has one line an entry.
+WIDE = 10_000
 
 
 class OutputClosed(Exception):  # noqa: N818  # not an error
@@ -51,64 +56,52 @@ class WarningHandler(logging.Handler):
         print_warnings([record.getMessage()])
 
 
-class Watch:
-    """Progress on stderr: a live line on a terminal, otherwise one line per finished stage."""
+def open_streams() -> None:
+    """Check that there is a stdout to print on, before any work; a closed stderr becomes /dev/null.
 
-    def __init__(self, progress: "Progress | None" = None) -> None:
-        self._progress = progress
-        self._task: TaskID | None = None
-        self._label, self._start = "", 0.0
-
-    def begin(self, label: str) -> None:
-        """Show that a stage has begun."""
-        self._label, self._start = label, time.monotonic()
-        if self._progress is not None:
-            self._task = self._progress.add_task(label, total=None, message="")
-
-    def update(self, message: str, share: float | None) -> None:
-        """Show how far the stage is."""
-        if self._progress is not None and self._task is not None:
-            self._progress.update(self._task, message=message, total=1.0 if share is not None else None, completed=share or 0.0)
-
-    def end(self, outcome: str) -> None:
-        """Print the stage, its seconds and its outcome."""
-        if self._progress is not None and self._task is not None:
-            self._progress.remove_task(self._task)
-            self._task = None
-        print_stderr(f"{time.monotonic() - self._start:7.1f} s  {self._label}: {outcome}")
+    Raises:
+        MachineError: stdout is closed, and the next file to be opened would take its place.
+    """
+    if sys.stderr is None:
+        _discard(STDERR)
+        sys.stderr = os.fdopen(STDERR, "w", closefd=False)
+    if sys.stdout is None:
+        _discard(STDOUT)
+        sys.stdout = os.fdopen(STDOUT, "w", closefd=False)
+        raise MachineError("stdout is closed, so nothing can be printed; redirect it to a file or to /dev/null")
 
 
-@contextmanager
-def watching() -> Iterator[Watch]:
-    """Show progress during the `with` block, and explain on Ctrl-C that finished work is kept."""
-    try:
-        if not sys.stderr.isatty():
-            yield Watch()
-            return
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+def is_stdout_error(error: BaseException) -> bool:
+    """Whether click failed to print: its `echo` writes to stdout, and its error does not name the stream."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return isinstance(error, OSError) and bool(frames) and frames[-1].name == "echo"
 
-        message = TextColumn("{task.fields[message]}", markup=False)
-        columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(20), message, TimeElapsedColumn())
-        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-            yield Watch(progress)
-    except KeyboardInterrupt:
-        print_stderr("interrupted; finished work is kept, and the next run resumes from it")
-        raise
+
+def _discard(stream: int) -> None:
+    """Send a stream to /dev/null: Python flushes what is left of its buffer at exit, and would fail again."""
+    devnull = os.open(os.devnull, os.O_WRONLY)
+    if devnull != stream:
+        os.dup2(devnull, stream)
+        os.close(devnull)
 
 
 @contextmanager
-def _closable_stdout() -> Iterator[None]:
-    """Flush stdout at the end, since a pipe that breaks when the interpreter exits can no longer be caught."""
+def _flushed_stdout() -> Iterator[None]:
+    """Flush stdout at the end, since what fails when the interpreter exits can no longer be caught."""
     try:
         yield
         sys.stdout.flush()
     except BrokenPipeError:
-        # Python flushes the rest of the buffer at exit: let it go to /dev/null.
-        devnull = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(devnull, sys.stdout.fileno())
-        os.close(devnull)
+        _discard(STDOUT)
         raise OutputClosed from None
+    except OSError as error:
+        raise unwritable_stdout(error) from error
+
+
+def unwritable_stdout(error: OSError) -> MachineError:
+    """The error for a stdout that takes nothing more, such as a file on a full disk."""
+    _discard(STDOUT)
+    return MachineError(f"stdout: cannot be written: {error.strerror}; free some space, or redirect it elsewhere")
 
 
 def _console() -> "Console":
@@ -119,7 +112,7 @@ def _console() -> "Console":
             # rich would exit with 1, the status of a failed verdict.
             raise BrokenPipeError
 
-    return Stdout()
+    return Stdout(markup=False, emoji=False, highlight=False)
 
 
 def counted(number: int, noun: str) -> str:
@@ -129,7 +122,7 @@ def counted(number: int, noun: str) -> str:
 
 def print_text(text: str) -> None:
     """Print text unchanged on stdout."""
-    with _closable_stdout():
+    with _flushed_stdout():
         print(text)  # noqa: T201
 
 
@@ -139,9 +132,11 @@ def print_line(text: str) -> None:
 
 
 def print_stderr(text: str) -> None:
-    """Print text on stderr without control characters."""
-    with suppress(BrokenPipeError):
-        print(printable(text), file=sys.stderr)  # noqa: T201
+    """Print text on stderr without control characters; where stderr cannot be written, the exit status still tells."""
+    try:
+        print(printable(text), file=sys.stderr, flush=True)  # noqa: T201
+    except OSError:
+        _discard(STDERR)
 
 
 def print_json(command: str, **document: Any) -> None:
@@ -173,7 +168,7 @@ def print_tables(tables: Sequence["Table | None"]) -> None:
     """Print the tables that have rows; a figure is never broken over two lines."""
     from optbench.report.fitted import to_rich
 
-    with _closable_stdout():
+    with _flushed_stdout():
         console = _console()
         for table in tables:
             if table is not None and table.rows:
@@ -182,8 +177,27 @@ def print_tables(tables: Sequence["Table | None"]) -> None:
 
 def print_heading(text: str) -> None:
     """Print a heading between rules on stdout."""
-    with _closable_stdout():
-        _console().rule(printable(text))
+    from rich.text import Text
+
+    with _flushed_stdout():
+        _console().rule(Text(printable(text)))
+
+
+def print_summary(summary: "Summary") -> None:
+    """Print a summary; on a terminal, long lines continue below their start."""
+    from rich.table import Table as Grid
+    from rich.text import Text
+
+    from optbench.report.fitted import STYLES
+
+    with _flushed_stdout():
+        console = _console()
+        if not console.is_terminal:
+            console.width = WIDE
+        grid = Grid.grid(padding=(0, 2, 0, 0))
+        for label, text in summary.lines:
+            grid.add_row(Text(label), Text(printable(text), overflow="fold"))
+        console.print(Text(printable(summary.verdict), style=STYLES.get(summary.outcome, "")), grid, sep="\n")
 
 
 def print_warnings(warnings: Sequence[str]) -> None:

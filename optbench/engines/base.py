@@ -101,6 +101,14 @@ class BaseEngine(Frozen, ABC):
             EngineError: the engine has no such switch, or this CPU lacks the instruction set.
         """
 
+    def refusal(self, isa: Isa) -> str:
+        """Why this engine cannot be limited to `isa` here; empty if it can."""
+        try:
+            self.isa_variables(isa)
+        except EngineError as error:
+            return str(error)
+        return ""
+
     def check_opens(self, artifact: Artifact) -> None:
         """Refuse an artifact of a kind that this engine cannot open."""
         if artifact.kind not in self.opens:

@@ -1,10 +1,8 @@
 """oneDNN's switch that limits a process to a smaller instruction set. OpenVINO and torch both use oneDNN."""
 
 import os
-from types import MappingProxyType
-from typing import get_args
 
-from optbench.errors import EngineError
+from optbench.errors import EngineError, MachineError
 from optbench.machine.cpu import Isa, Machine, read_machine
 
 __all__ = ["BELOW_AMX", "BF16_ISAS", "MAX_ISA", "is_off_amx", "max_isa_variables", "stay_off_amx", "vector_floats"]
@@ -14,19 +12,6 @@ MAX_ISA = "ONEDNN_MAX_CPU_ISA"
 BELOW_AMX = "AVX512_CORE_FP16"
 """Everything that a CPU with AMX has, except AMX."""
 
-# The Linux CPU flag of each set. oneDNN silently reduces a set that the CPU lacks: AVX2_VNNI on Zen 4 or Ice Lake, which have VNNI in
-# its 512-bit form only, runs plain AVX2, on which int8 is slower than fp32.
-_NEEDS = MappingProxyType(
-    {
-        "sse4_1": "sse4_1",
-        "avx2": "avx2",
-        "avx2_vnni": "avx_vnni",
-        "avx512_core": "avx512bw",
-        "avx512_core_vnni": "avx512_vnni",
-        "avx512_core_bf16": "avx512_bf16",
-        "avx512_core_amx": "amx_int8",
-    }
-)
 BF16_ISAS: frozenset[Isa] = frozenset({"avx512_core_bf16", "avx512_core_amx"})
 """The instruction sets with bf16 products."""
 
@@ -37,10 +22,10 @@ def max_isa_variables(isa: Isa, machine: Machine | None = None) -> dict[str, str
     Raises:
         EngineError: this CPU lacks part of `isa`, so it cannot run as one that has it.
     """
-    flags = (machine or read_machine()).flags
-    if _NEEDS[isa] not in flags:
-        able = ", ".join(name for name in get_args(Isa) if _NEEDS[name] in flags) or "none of them"
-        raise EngineError(f"isa {isa}: this CPU lacks {_NEEDS[isa]}, so it cannot run as one that has it; it can run as {able}")
+    try:
+        (machine or read_machine()).limited_to(isa)
+    except MachineError as error:
+        raise EngineError(str(error)) from error
     # oneDNN spells this one without an underscore, and ignores unknown names.
     return {MAX_ISA: "SSE41" if isa == "sse4_1" else isa.upper()}
 

@@ -8,17 +8,46 @@ import json
 import math
 import os
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from types import MappingProxyType
+from typing import Literal, Self, get_args
 
+from optbench.errors import MachineError
 from optbench.machine.frozen import Frozen
 
 __all__ = ["Isa", "Machine", "cpu_quota", "physical_cores", "read_machine", "usable_threads"]
 
 Isa = Literal["sse4_1", "avx2", "avx2_vnni", "avx512_core", "avx512_core_vnni", "avx512_core_bf16", "avx512_core_amx"]
 """oneDNN's names (ONEDNN_MAX_CPU_ISA, lower case), smallest first."""
+
+
+# The Linux CPU flag of each set. oneDNN silently reduces a set that the CPU lacks: AVX2_VNNI on Zen 4 or Ice Lake, which have VNNI in
+# its 512-bit form only, runs plain AVX2, on which int8 is slower than fp32.
+_NEEDS: Mapping[Isa, str] = MappingProxyType(
+    {
+        "sse4_1": "sse4_1",
+        "avx2": "avx2",
+        "avx2_vnni": "avx_vnni",
+        "avx512_core": "avx512bw",
+        "avx512_core_vnni": "avx512_vnni",
+        "avx512_core_bf16": "avx512_bf16",
+        "avx512_core_amx": "amx_int8",
+    }
+)
+# How the flags begin that a CPU with nothing beyond a set has not; in oneDNN's order, avx512_core has no VNNI of either form.
+_BEYOND: Mapping[Isa, tuple[str, ...]] = MappingProxyType(
+    {
+        "sse4_1": ("avx", "fma", "f16c", "amx"),
+        "avx2": ("avx_", "avx512", "amx"),
+        "avx2_vnni": ("avx512", "amx"),
+        "avx512_core": ("avx_", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx"),
+        "avx512_core_vnni": ("avx512_bf16", "avx512_fp16", "amx"),
+        "avx512_core_bf16": ("avx512_fp16", "amx"),
+        "avx512_core_amx": (),
+    }
+)
 
 
 class Machine(Frozen):
@@ -63,6 +92,26 @@ class Machine(Frozen):
     def has_amx(self) -> bool:
         """Whether the CPU has int8 matrix tiles."""
         return "amx_int8" in self.flags
+
+    def lacks(self, isa: Isa) -> str:
+        """The CPU flag that it lacks to run as a CPU with `isa`; empty if it has all."""
+        return "" if _NEEDS[isa] in self.flags else _NEEDS[isa]
+
+    @property
+    def isas(self) -> tuple[Isa, ...]:
+        """The instruction sets that it can run as."""
+        return tuple(isa for isa in get_args(Isa) if not self.lacks(isa))
+
+    def limited_to(self, isa: Isa) -> Self:
+        """This machine as one whose CPU has `isa` and nothing beyond: its flags, and all that follows from them.
+
+        Raises:
+            MachineError: the CPU lacks part of `isa`.
+        """
+        if missing := self.lacks(isa):
+            able = ", ".join(self.isas) or "none of them"
+            raise MachineError(f"isa {isa}: this CPU lacks {missing}, so it cannot run as one that has it; it can run as {able}")
+        return self.model_copy(update={"flags": tuple(flag for flag in self.flags if not flag.startswith(_BEYOND[isa]))})
 
     @property
     def fingerprint(self) -> str:

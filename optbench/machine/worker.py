@@ -211,7 +211,10 @@ def _error_reply(error: Exception, target: str) -> dict[str, str]:
 def main() -> None:
     """Run as the child: `START home request_fd reply_fd parent_pid`."""
     request_fd, reply_fd, parent = (int(argument) for argument in sys.argv[2:])
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets Ctrl-C too, and kills this process
+    # The parent gets Ctrl-C too, and what `timeout` sends to a process group; it kills this process.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        # Not SIG_IGN, which programs that a library starts would inherit.
+        signal.signal(number, lambda *_: None)
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it died before the line above
         return

@@ -21,6 +21,7 @@ from pydantic import JsonValue
 from optbench.artifact.folder import Artifact
 from optbench.artifact.manifest import Kind
 from optbench.engines import Engine
+from optbench.machine.cpu import Isa
 from optbench.machine.frozen import Frozen
 from optbench.machine.progress import Progress, silent
 from optbench.machine.worker import Worker
@@ -283,13 +284,15 @@ def _block_runs(warm_ns: Sequence[int]) -> int:
     return max(1, min(BLOCK_RUNS_MAX, round(BLOCK_NS / max(typical, 1))))
 
 
-def time_candidates(kind: Kind, folders: Sequence[Path], engine: Engine, lengths: Sequence[int], rounds: int) -> list[Mapping[int, float]]:
+def time_candidates(
+    kind: Kind, folders: Sequence[Path], engine: Engine, lengths: Sequence[int], *, rounds: int, isa: Isa | None = None
+) -> list[Mapping[int, float]]:
     """Latency in milliseconds by length of unsealed candidate folders, timed in interleaved rounds.
 
     The first folder's latency is its median. Each other's is that times the median of its round-by-round ratios to the first, which
     does not change when the whole machine slows down for a while.
     """
-    subjects = [Subject(Artifact(kind, folder, "unsealed"), engine, label=folder.name) for folder in folders]
+    subjects = [Subject(Artifact(kind, folder, "unsealed"), engine, isa, folder.name) for folder in folders]
     timings = measure_latency(subjects, lengths, rounds=rounds, processes=1)
     first = timings[0]
     return [{length: first.median_ms(length) / timing.times_as_fast_as(first, length).point for length in lengths} for timing in timings]

@@ -46,11 +46,7 @@ class Subject:
     @property
     def refusal(self) -> str:
         """Why the engine cannot be limited to `isa`; empty if it can."""
-        try:
-            self._variables()
-        except EngineError as error:
-            return str(error)
-        return ""
+        return self.engine.refusal(self.isa) if self.isa else ""
 
     @property
     def engine_options(self) -> dict[str, Any]:

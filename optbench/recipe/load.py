@@ -26,6 +26,8 @@ __all__ = ["find_recipe", "load_recipe"]
 
 # The largest shipped recipe has 80 lines; the limits keep a hostile file from filling memory.
 RECIPE_BYTES_MAX = 1024 * 1024
+# What YAML abbreviates as !!.
+STANDARD_TAGS = "tag:yaml.org,2002:"
 NODES_MAX = 20_000
 # A wheel holds the shipped recipes inside the package, a checkout beside it.
 FOLDERS = (Path(__file__).parents[1] / "recipes", Path(__file__).parents[2] / "recipes")
@@ -37,6 +39,14 @@ Key = tuple[str | int, ...]
 class _Problem:
     key: Key
     message: str
+
+
+class _TagError(ValueError):
+    """A value with an explicit YAML tag, such as `!!python/object`, under `key`."""
+
+    def __init__(self, key: Key, message: str) -> None:
+        super().__init__(message)
+        self.key = key
 
 
 def find_recipe(path: Path) -> Path:
@@ -126,12 +136,17 @@ def _read_yaml(path: Path) -> tuple[Any, dict[Key, int]]:
         raise RecipeError(
             f"{path}:1 top: an alias refers to itself, or the nesting is too deep; write the recipe without aliases"
         ) from error
+    except _TagError as error:
+        raise _recipe_error(path, [_Problem(error.key, str(error))], lines) from error
     except ValueError as error:
         raise RecipeError(f"{path}:1 top: {error}") from error
 
 
 def _plain(node: Any, key: Key, lines: dict[Key, int]) -> Any:
     """Convert ruamel.yaml's tree to plain data; adds the line of every key to `lines`."""
+    # Of ruamel.yaml's nodes, only those with an explicit tag have a value there.
+    if tag := getattr(getattr(node, "tag", None), "value", None):
+        raise _TagError(key, f"the tag {str(tag).replace(STANDARD_TAGS, '!!')} is not supported; write the value without it")
     if len(lines) > NODES_MAX:
         raise ValueError(f"more than {NODES_MAX} entries after aliases are expanded; write the recipe without aliases")
     if isinstance(node, dict):

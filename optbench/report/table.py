@@ -8,7 +8,7 @@ from optbench.measure.latency import Timing
 from optbench.measure.stability import STABILITY_COLUMNS, Stability, stability_rows
 from optbench.measure.statistics import Interval, percentile_interval
 from optbench.record.record import Point, Record
-from optbench.record.verdict import Verdict, fastest_baseline
+from optbench.record.verdict import Outcome, Verdict, fastest_baseline
 from optbench.report.text import inline
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "steps_table",
     "to_markdown",
     "tradeoff_table",
+    "unsettled_reasons",
     "verdict_table",
 ]
 
@@ -71,6 +72,8 @@ def tradeoff_table(record: Record) -> Table:
     """One row per step: milliseconds, megabytes, and cosine of the embeddings to fp32, the worst over hostile texts beside the others."""
     length = reading_length(record)
     fastest = fastest_baseline(record, length) if record.baselines else None
+    compared = [point.fidelity_to_base.n_texts for point in record.points if point.fidelity_to_base]
+    worst = f"worst of {compared[-1]}" if compared else "worst"
     rows = []
     for point in record.points:
         fidelity = point.fidelity_to_base
@@ -79,14 +82,16 @@ def tradeoff_table(record: Record) -> Table:
         rows.append(
             [point.label, str(point.engine["engine"]), f"{point.size_bytes / 1e6:.0f}", *speed, *cosines, *_hostile_cells(record, point)]
         )
-    note = f"x: speed-up over {fastest}, the fastest fp32 engine here at {length} tokens; cosine to fp32, mean and worst text."
+    note = "Cosine to fp32: mean and worst text."
+    if fastest is not None:
+        note = f"x: speed-up over {fastest}, the fastest fp32 engine here at {length} tokens. {note}"
     if record.weights == "random":
         note += " Random weights: the latency is true, the cosine shows only that the graph computes the same function."
-    columns = ["step", "engine", "MB", f"ms@{length}", "x", "cosine", "worst"]
+    columns = ["step", "engine", "MB", f"ms@{length}", "x", "cosine", worst]
     last = record.final.hostile_to_base
     if last is not None:
         columns.append("hostile")
-        note += f" hostile: the worst of {last.n_texts} texts far from prose, such as repeated words, markup and part codes"
+        note += f" Hostile: the worst of {last.n_texts} texts far from prose, such as repeated words, markup and part codes"
         note += f"; mean at the last step {last.mean:.4f}."
     return Table("What each step bought and cost", columns, rows, note)
 
@@ -215,12 +220,18 @@ def verdict_table(verdict: Verdict) -> Table:
                 f"{sign} {finding.limit:.2f} {finding.unit}",
             ]
         rows.append([finding.about, *shown, str(finding.outcome)])
-    return Table(
-        f"Verdict: {verdict.outcome}",
-        ["target", "found", "interval", "required", "outcome"],
-        rows,
-        f"95 % confidence intervals. Judged by {verdict.judged_by}.",
-    )
+    note = f"95 % confidence intervals. Judged by {verdict.judged_by}."
+    columns = ["target", "found", "interval", "required", "outcome"]
+    return Table(f"Verdict: {verdict.outcome}", columns, rows, "\n".join([note, *unsettled_reasons(verdict)]))
+
+
+def unsettled_reasons(verdict: Verdict) -> list[str]:
+    """Why findings did not pass: a line a reason and outcome, with all findings that it applies to."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for finding in verdict.findings:
+        if finding.outcome is not Outcome.PASS:
+            groups.setdefault((str(finding.outcome), finding.reason), []).append(finding.about)
+    return [f"{outcome.capitalize()}, {'; '.join(abouts)}: {reason}." for (outcome, reason), abouts in groups.items()]
 
 
 def to_markdown(table: Table) -> str:

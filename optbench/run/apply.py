@@ -25,6 +25,7 @@ from optbench.run.listener import Listener, Silent
 from optbench.run.make import Maker
 from optbench.run.measurements import make_record, measure_served, time_stages
 from optbench.run.plan import BASELINE_INDEX, Options, Plan, Run, make_plan, walk
+from optbench.run.schedule import expected_stages
 from optbench.steps.pruning.latency import LayerTimes
 
 __all__ = ["Applied", "CardRenderer", "apply", "export_artifact", "plan", "time_layers"]
@@ -82,8 +83,10 @@ def apply(recipe: Recipe, options: Options, render_card: CardRenderer, listener:
         listener.begin("texts")
         check_inputs(run)
         listener.end(describe_inputs(run))
-        free_disk(run.cache.root, make_plan(run).missing_bytes, f"recipe {recipe.name}")
+        planned = make_plan(run)
+        free_disk(run.cache.root, planned.missing_bytes, f"recipe {recipe.name}")
         evaluator = StageEvaluator(run, listener)
+        listener.expect(expected_stages(run, planned, evaluator.data))
         evaluated = [
             (stage, evaluator.evaluate(stage))
             for item, stage in walk(run, Maker(run, listener), work=True)

@@ -87,7 +87,7 @@ class StageEvaluator:
             self._base = (subject, vectors)
         parts = [f"{result.main_metric} {result.mean(result.main_metric):.4f} on {result.task}" for result in accuracy]
         if to_base is not None:
-            parts.append(f"cosine to fp32 {to_base.mean:.4f}, worst {to_base.minimum:.4f}")
+            parts.append(f"cosine to fp32 {to_base.mean:.4f}, worst of {to_base.n_texts} texts {to_base.minimum:.4f}")
         if hostile is not None:
             parts.append(f"worst of {hostile[1].n_texts} hostile texts {hostile[1].minimum:.4f}")
         self._listener.end("; ".join(parts) or "reference")

@@ -18,6 +18,7 @@ from optbench.artifact.folder import Artifact, open_artifact
 from optbench.artifact.manifest import Kind
 from optbench.engines import Engine
 from optbench.errors import StepError
+from optbench.machine.cpu import read_machine
 from optbench.machine.extras import require_extra
 from optbench.recipe.schema import Recipe
 from optbench.steps import Step
@@ -117,16 +118,22 @@ class _LayerLatencies(Resolver):
 
 class _CandidateLatencies(Resolver):
     def find(self, need: CandidateLatencies, step: Step, run: "Run") -> Resolution:
-        engine = run.recipe.engine_for(step.gives).model_dump(mode="json")
-        payload: JsonValue = {"kind": step.gives, "engine": engine, "lengths": list(run.recipe.workload.lengths)}
+        chosen, isa, machine = run.recipe.engine_for(step.gives), run.options.isa, run.machine
+        if isa is not None and chosen.refusal(isa):
+            # An engine that cannot be limited is timed on the whole CPU.
+            isa, machine = None, read_machine()
+        engine = chosen.model_dump(mode="json")
+        payload: JsonValue = {"kind": step.gives, "engine": engine, "isa": isa, "lengths": list(run.recipe.workload.lengths)}
         # The latency is this machine's, and so is a choice that rests on it.
-        return Resolution([run.machine.fingerprint, engine], payload)
+        return Resolution([machine.fingerprint, engine], payload)
 
     def receive(self, payload: Any) -> Callable[[Sequence[Path]], list[Mapping[int, float]]]:
         from optbench.measure.latency import time_candidates
 
         engine: Engine = TypeAdapter(Engine).validate_python(payload["engine"])
-        return lambda folders: time_candidates(Kind(payload["kind"]), folders, engine, payload["lengths"], CANDIDATE_ROUNDS)
+        return lambda folders: time_candidates(
+            Kind(payload["kind"]), folders, engine, payload["lengths"], rounds=CANDIDATE_ROUNDS, isa=payload["isa"]
+        )
 
 
 class _RecipeFiles(Resolver):

@@ -34,7 +34,8 @@ def measure_layer_latencies(run: Run, listener: Listener) -> LayerTimes:
         _make_probe(run, body, Nested(listener, f"probe body {number} of {len(bodies)}")) for number, body in enumerate(bodies, start=1)
     ]
     subjects = [
-        Subject(stage.artifact, recipe.engine_for(stage.artifact.kind), label=f"probe {number}") for number, stage in enumerate(stages)
+        Subject(stage.artifact, recipe.engine_for(stage.artifact.kind), run.options.isa, f"probe {number}")
+        for number, stage in enumerate(stages)
     ]
     timings = measure_latency(subjects, lengths, batch=recipe.workload.batch, rounds=ROUNDS, processes=PROCESSES, progress=listener.update)
     times = fit_layer_times(bodies, [{length: timing.median_ms(length) for length in lengths} for timing in timings])
@@ -55,4 +56,4 @@ def _make_probe(run: Run, body: Body, listener: Listener) -> Stage:
     tokens = min(recipe.base.max_tokens, max(recipe.workload.lengths))
     base = Base.model_validate({**recipe.base.model_dump(), "body": body.model_dump(), "max_tokens": tokens})
     probe = recipe.model_copy(update={"base": base, "steps": tuple(finishing_steps(recipe))})
-    return make_stages(Run(probe, Options(cache=run.cache, weights="random")), listener)[-1]
+    return make_stages(Run(probe, Options(cache=run.cache, weights="random", isa=run.options.isa)), listener)[-1]

@@ -1,13 +1,33 @@
 """Who is told how a run advances."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-__all__ = ["Listener", "Nested", "Silent"]
+__all__ = ["ExpectedStage", "Listener", "Nested", "Silent"]
+
+
+@dataclass(frozen=True)
+class ExpectedStage:
+    """A stage to come.
+
+    Attributes:
+        label: as `begin` will name it.
+        kind: stages of one kind are faster or slower than expected by the same factor.
+        several_passes: whether its share runs from 0 to 1 more than once.
+    """
+
+    label: str
+    kind: str
+    seconds: float
+    several_passes: bool = False
 
 
 class Listener(Protocol):
     """Told of each stage of a run."""
+
+    def expect(self, stages: Sequence[ExpectedStage]) -> None:
+        """What is to come, in order, and roughly how long it takes."""
 
     def begin(self, label: str) -> None:
         """A stage begins."""
@@ -21,6 +41,9 @@ class Listener(Protocol):
 
 class Silent:
     """A listener that ignores everything."""
+
+    def expect(self, stages: Sequence[ExpectedStage]) -> None:
+        """Ignore it."""
 
     def begin(self, label: str) -> None:
         """Ignore it."""

@@ -14,7 +14,7 @@ from optbench.artifact.folder import Artifact, open_artifact, read_manifest_sha2
 from optbench.base.entry import Base
 from optbench.base.obtain import obtain_base
 from optbench.errors import ArtifactError, StepError
-from optbench.machine.cpu import read_machine
+from optbench.machine.cpu import Machine
 from optbench.machine.disk import full_disk_errors
 from optbench.machine.progress import Progress
 from optbench.machine.worker import Worker, peak_rss_bytes
@@ -102,6 +102,7 @@ class Maker:
                 "out": str(out),
                 "scratch": str(scratch),
                 "inputs": inputs,
+                "machine": self._run.machine.model_dump(mode="json"),
             }
             try:
                 with Worker(serve_step, payload) as worker:
@@ -147,7 +148,8 @@ def serve_step(payload: dict[str, Any], progress: Progress) -> Generator[Any, di
     yield
     step: Step = TypeAdapter(Step).validate_python(payload["step"])
     source, out = open_artifact(Path(payload["source"]), verify=False), Path(payload["out"])
-    context = StepContext(Path(payload["scratch"]), read_machine(), progress, receive(payload["inputs"]))
+    machine = Machine.model_validate(payload["machine"])
+    context = StepContext(Path(payload["scratch"]), machine, progress, receive(payload["inputs"]))
     start = time.perf_counter()
     with full_disk_errors(out):
         report = step.run(source, out, context)

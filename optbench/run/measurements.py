@@ -11,7 +11,7 @@ from optbench.engines import Engine
 from optbench.engines.onnxruntime import OnnxRuntime
 from optbench.engines.openvino import OpenVino
 from optbench.engines.torch import Torch
-from optbench.machine.cpu import usable_threads
+from optbench.machine.cpu import read_machine, usable_threads
 from optbench.machine.versions import library_versions
 from optbench.measure.latency import ServingTimes, Timing, measure_serving
 from optbench.measure.load.report import ScenarioReport
@@ -68,8 +68,8 @@ def time_stages(run: Run, stages: Sequence[Stage], listener: Listener) -> Latenc
             warnings.append(f"{subject.label}: not timed: {subject.refusal}")
             continue
         labels[subject.label] = distinct.setdefault((subject.artifact.sha256, subject.engine.model_dump_json()), subject).label
-    if run.options.isa is None:
-        warnings += dict.fromkeys(text for stage in stages if stage.step for text in stage.step.machine_warnings(run.machine))
+    limit = "" if run.options.isa is None else f"as {run.options.isa}: "
+    warnings += dict.fromkeys(limit + text for stage in stages if stage.step for text in stage.step.machine_warnings(run.machine))
     timings = time_subjects(list(distinct.values()), run.recipe.workload, listener)
     timed = tuple(subject.label for subject in baselines if not subject.refusal)
     return LatencyRun(labels, timings, timed, (*warnings, *timing_warnings(timings)))
@@ -145,7 +145,7 @@ def make_record(
         recipe_sha256=recipe.sha256,
         base=source_name(run),
         weights=base.weights,
-        machine=run.machine,
+        machine=read_machine(),
         isa=run.options.isa,
         threads=recipe.workload.threads or usable_threads(),
         libraries=library_versions(RECORDED_LIBRARIES),

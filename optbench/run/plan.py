@@ -46,7 +46,7 @@ class Options:
         weights: `random` for the true latency of the body without its weights.
         base: a source that replaces the recipe's, for a fine-tuned derivative.
         tasks: accuracy tasks besides the recipe's.
-        isa: measure as a CPU with this instruction set would.
+        isa: make and measure as a CPU with this instruction set, and nothing beyond it, would.
         from_step: make this step and those after it again, cached or not: a name or a number from 0.
     """
 
@@ -125,6 +125,13 @@ class Run:
     """
 
     def __init__(self, recipe: Recipe, options: Options, measure_layers: Callable[["Run"], LayerTimes] | None = None) -> None:
+        """Refuse an instruction set that the result could not be timed with, before anything runs.
+
+        Raises:
+            EngineError: this CPU lacks `options.isa`, or the engine of the last step cannot be limited to it.
+        """
+        if options.isa is not None:
+            recipe.engine_for(recipe.steps[-1].gives).isa_variables(options.isa)  # raises
         self.recipe, self.options, self.cache = recipe, options, options.cache
         self.base: Artifact | None = None
         self.export: Artifact | None = None
@@ -143,8 +150,9 @@ class Run:
 
     @cached_property
     def machine(self) -> Machine:
-        """This machine."""
-        return read_machine()
+        """This machine, limited to the instruction set of the options: what steps, keys and warnings see."""
+        machine = read_machine()
+        return machine if self.options.isa is None else machine.limited_to(self.options.isa)
 
     @property
     def tasks(self) -> tuple[Task, ...]:

@@ -162,6 +162,7 @@ class BaseStep(Frozen, ABC):
         takes: kinds of artifact it accepts.
         version: raised whenever the same options would give other bytes; part of the cache key.
         libraries: distributions whose versions are part of the cache key.
+        pace: rough seconds that it takes, fixed and for each 1e8 weights of the body, for the time left of a run.
     """
 
     if TYPE_CHECKING:
@@ -170,6 +171,12 @@ class BaseStep(Frozen, ABC):
     gives: ClassVar[Kind]
     version: ClassVar[int]
     libraries: ClassVar[tuple[str, ...]]
+    pace: ClassVar[tuple[float, float]] = (5.0, 20.0)
+
+    def expected_seconds(self, body: Body) -> float:
+        """Rough seconds that it takes on a body, on two cores of a Zen 5."""
+        fixed, per_weight = self.pace
+        return fixed + per_weight * body.weights / 1e8
 
     def inputs(self) -> tuple[Input[Any], ...]:
         """What it needs besides its source, with these options: at most one of each class."""

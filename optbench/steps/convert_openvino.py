@@ -41,6 +41,7 @@ class ConvertOpenvino(BaseStep):
     gives: ClassVar[Kind] = Kind.OPENVINO
     version: ClassVar[int] = 2
     libraries: ClassVar[tuple[str, ...]] = ("openvino", "onnx")
+    pace: ClassVar[tuple[float, float]] = (0.3, 1.2)
 
     step: Literal["convert_openvino"] = "convert_openvino"
     static_lengths: tuple[int, ...] | None = Field(

@@ -58,6 +58,7 @@ class ExportOnnx(BaseStep):
     gives: ClassVar[Kind] = Kind.ONNX
     version: ClassVar[int] = 1
     libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers", "onnxscript", "onnx-ir", "onnx")
+    pace: ClassVar[tuple[float, float]] = (8.0, 5.0)
 
     step: Literal["export_onnx"] = "export_onnx"
     opset: int = Field(default=20, ge=20, le=23, description="ONNX opset; 20 is the first with Gelu, 21 the first with INT4.")

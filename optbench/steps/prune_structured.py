@@ -43,6 +43,7 @@ class PruneStructured(BaseStep):
     gives: ClassVar[Kind] = Kind.CHECKPOINT
     version: ClassVar[int] = 5
     libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers", "tokenizers", "numpy")
+    pace: ClassVar[tuple[float, float]] = (60.0, 500.0)
 
     step: Literal["prune_structured"] = "prune_structured"
     keep_flops: float | None = Field(default=None, gt=0, lt=1, description="Share of the body's multiply-adds to keep.")

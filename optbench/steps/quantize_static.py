@@ -49,6 +49,7 @@ class QuantizeStatic(BaseStep):
     gives: ClassVar[Kind] = Kind.OPENVINO
     version: ClassVar[int] = 4
     libraries: ClassVar[tuple[str, ...]] = ("nncf", "openvino", "tokenizers", "numpy")
+    pace: ClassVar[tuple[float, float]] = (2.0, 10.0)
 
     step: Literal["quantize_static"] = "quantize_static"
     samples: int = Field(default=64, ge=1, le=10_000, description="Number of calibration texts; each is run twice.")

@@ -18,7 +18,8 @@ from optbench.recipe.load import load_recipe
 from optbench.record.record import Record, write_record
 from optbench.record.verdict import judge
 from optbench.report.accuracy import accuracy_table
-from optbench.report.fitted import fit_columns, to_rich
+from optbench.report.contents import record_tables
+from optbench.report.fitted import pack, to_rich
 from optbench.report.table import Table, latency_table, tradeoff_table, verdict_table
 from optbench.report.text import printable
 
@@ -65,22 +66,37 @@ def test_tables_of_a_record_with_three_tasks_fit_80_columns_with_every_figure_wh
 
 
 @given(
-    widths=st.lists(st.integers(min_value=1, max_value=120), min_size=1, max_size=12),
+    values=st.lists(st.text(st.characters(codec="ascii", categories=["L", "Nd"]), min_size=1, max_size=30), min_size=1, max_size=12),
     limit=st.integers(min_value=20, max_value=200),
 )
-def test_every_column_has_one_place_and_parts_fit_where_they_can(widths: list[int], limit: int) -> None:
-    parts = fit_columns(widths, limit)
-    assert [index for part in parts for index in part] == list(range(1, len(widths)))
-    for part in parts:
-        assert len(part) <= 1 or widths[0] + sum(widths[index] + 2 for index in part) <= limit
+def test_every_figure_is_on_one_line_beside_its_column(values: list[str], limit: int) -> None:
+    pairs = [(f"c{index}", value) for index, value in enumerate(values)]
+    lines = pack(pairs, limit)
+    assert [pair for line in lines for pair in line.split("   ")] == [f"{column}: {value}" for column, value in pairs]
+    for line in lines:
+        assert len(line) <= limit or "   " not in line
 
 
-def test_table_too_wide_goes_on_below_with_its_first_column_again() -> None:
+def test_rows_of_a_table_too_wide_for_the_screen_are_lists_and_no_fragments() -> None:
     table = Table("Wide", ["model", *(f"column {index}" for index in range(12))], [["openvino", *["1234.56 ±0.01"] * 12]])
     text = shown(table, 60)
-    assert text.count("openvino") == text.count("model") > 1
-    assert text.count("1234.56 ±0.01") == 12
+    assert text.count("openvino") == 1
+    for index in range(12):
+        assert f"column {index}: 1234.56 ±0.01" in text
     assert max(map(len, text.splitlines())) <= 60
+
+
+def test_every_table_of_a_record_is_whole_on_60_columns(make_record: Callable[..., Record]) -> None:
+    record = tasks_record(make_record, 3)
+    for table in [*record_tables(record), verdict_table(judge(record))]:
+        text = shown(table, 60)
+        assert max(map(len, text.splitlines())) <= 60
+        first = [row[0] for row in table.rows]
+        heads = sum(all(column in line for column in table.columns[1:]) for line in text.splitlines())
+        if heads:  # a table: its columns stand in one line, and each row beginning once
+            assert heads == 1
+        else:
+            assert sum(line.startswith(tuple(set(first))) for line in text.splitlines()) == len(first)
 
 
 def test_prose_is_folded_and_keeps_its_words() -> None:

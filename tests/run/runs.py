@@ -2,10 +2,12 @@
 
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from optbench.artifact.folder import open_artifact
 from optbench.run.cache import Cache
+from optbench.run.listener import ExpectedStage
 from optbench.run.plan import Options
 
 __all__ = ["STEPS", "Listening", "assert_nothing_half_written", "leave_unfinished"]
@@ -19,6 +21,9 @@ class Listening:
     def __init__(self) -> None:
         self.ended: list[tuple[str, str]] = []
         self._label = ""
+
+    def expect(self, stages: Sequence[ExpectedStage]) -> None:
+        self.expected = list(stages)
 
     def begin(self, label: str) -> None:
         self._label = label

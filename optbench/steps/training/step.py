@@ -1,12 +1,15 @@
 """What the training steps share: what they take and need, and the options of a training."""
 
 from abc import ABC
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from optbench.artifact.manifest import Kind
 from optbench.steps.base import BaseStep, EvaluationTexts, Input, ResumeFolder
+
+if TYPE_CHECKING:
+    from optbench.model.body import Body
 
 __all__ = ["Evaluations", "HeldOut", "LearningRate", "TrainingStep", "Warmup"]
 
@@ -39,6 +42,10 @@ class TrainingStep(BaseStep, ABC):
     patience: int = Field(default=3, ge=1, description="Evaluations without improvement before early stopping.")
     precision: Literal["auto", "fp32", "bf16"] = Field(default="auto", description="Arithmetic; auto: bf16 on a CPU with bf16 products.")
     seed: int = Field(default=0, ge=0, description="Random seed.")
+
+    def expected_seconds(self, body: "Body") -> float:
+        """The budget, if there is one."""
+        return super().expected_seconds(body) if self.minutes is None else 60 * self.minutes
 
     def inputs(self) -> tuple[Input[Any], ...]:
         """The evaluation texts, which it refuses to train on, and a folder to resume from."""
