@@ -8,7 +8,6 @@ import errno
 import hashlib
 import json
 import logging
-import shutil
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from optbench.base.source import HubSource, PackageSource, PathSource, RandomSou
 from optbench.errors import ArtifactError, BaseModelError, MachineError
 from optbench.machine.disk import free_disk
 from optbench.machine.progress import Progress, silent
+from optbench.machine.staging import STAGING, staging_folder
 from optbench.model.checkpoint import read_body, write_layout
 
 __all__ = ["base_key", "obtain_base"]
@@ -102,16 +102,13 @@ def obtain_base(
             cached = _reuse(folder, progress)
             if cached is not None:
                 return cached
-            staging = cache / f"staging-base-{key[:16]}"
-            shutil.rmtree(staging, ignore_errors=True)  # left by a killed run
-            staging.mkdir(parents=True)
-            try:
+            with staging_folder(cache, STAGING) as scratch:
+                staging = scratch / "base"
+                staging.mkdir()
                 origin = _fill(staging, source, base, progress)
                 (staging / ORIGIN).write_text(origin.model_dump_json(indent=2) + "\n", encoding="utf-8")
                 progress("sealing the base", None)
                 return seal(staging, folder, Kind.CHECKPOINT, origin.weights, read_body(staging).layer_sizes)
-            finally:
-                shutil.rmtree(staging, ignore_errors=True)
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         cure = "free some space, or name another --cache" if full else "check its permissions, or name another --cache"

@@ -8,6 +8,7 @@ import typer
 from optbench.cli.options import ArtifactPath, CacheFolder, IsaOption, Json, Output, TaskOption, cache_at, parse_tasks, validated
 from optbench.cli.progress import watching
 from optbench.cli.terminal import print_json, print_line, print_tables, print_warnings
+from optbench.errors import EngineError
 from optbench.machine.cpu import Isa
 
 __all__ = ["measure", "probe", "scenarios", "stability"]
@@ -102,7 +103,10 @@ def stability(
     tasks = parse_tasks(task) or (Retail(),)
     with watching() as watch:
         watch.begin("stability")
-        subject, sample = Subject.read(artifact), TaskTexts.sample(load_tasks(tasks), 2 * texts)
+        subject = Subject.read(artifact)
+        if isa is not None and (refusal := subject.engine.refusal(isa)):
+            raise EngineError(refusal)
+        sample = TaskTexts.sample(load_tasks(tasks), 2 * texts)
         result = measure_text_stability(subject, sample, cache_at(cache), [isa] if isa else [], watch.update)
         watch.end(f"{len(result.rows)} conditions")
     below = result.below(floor) if floor is not None else ()

@@ -1,13 +1,13 @@
 """The report: records as tables, as the field's headline table, as a page, as figures."""
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from optbench.cli.options import Json
+from optbench.cli.options import Json, refuse_together
 from optbench.cli.terminal import print_heading, print_json, print_line, print_tables, print_warnings
 from optbench.errors import OptbenchError
 
@@ -26,7 +26,9 @@ def report(
     paths: Annotated[
         list[Path] | None, typer.Argument(metavar="[RECORD|FOLDER]...", help="Records or exported folders; all of exported/ when left out.")
     ] = None,
-    percentile: Annotated[int, typer.Option("--percentile", min=1, max=99, help="Percentile of the latency table.")] = 50,
+    percentile: Annotated[
+        int | None, typer.Option("--percentile", min=1, max=99, help="Percentile of the latency table. Default: 50.")
+    ] = None,
     table: Annotated[bool, typer.Option("--table", help="One row per record: model, license, latency, loss, size, box.")] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print tables as markdown.")] = False,
     html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write one self-contained page with every figure.")] = None,
@@ -47,6 +49,8 @@ def report(
     from optbench.report.headline import headline_of, headline_table
     from optbench.report.table import verdict_table
 
+    given = {"--html": html, "--figure": figure, "--table": table, "--markdown": markdown, "--json": as_json}
+    _check_options({**given, "--percentile": percentile, "--plot": plot, "--peers": peers, "--probe": probe})
     chosen = paths or sorted(path.parent for path in Path("exported").glob("*/records"))
     if not chosen:
         raise OptbenchError("exported/: holds no records; run optbench apply RECIPE first, or name a record")
@@ -74,8 +78,19 @@ def report(
         return
     for record in records:
         _print_title(record, markdown)
-        _print([*record_tables(record, percentile), verdict_table(judge(record))], markdown)
+        _print([*record_tables(record, percentile or 50), verdict_table(judge(record))], markdown)
         print_warnings(record.warnings)
+
+
+def _check_options(given: Mapping[str, object]) -> None:
+    """Refuse what would be ignored."""
+    pairs = [("--markdown", "--json"), *((form, file) for form in ("--table", "--markdown") for file in ("--html", "--figure"))]
+    pairs += [("--percentile", other) for other in ("--table", "--json", "--html", "--figure")]
+    for one, other in pairs:
+        refuse_together({one: given[one], other: given[other]})
+    for option, needed in (("--plot", "--figure"), ("--peers", "--html"), ("--probe", "--html")):
+        if given[option] and given[needed] is None:
+            raise typer.BadParameter(f"used only with {needed}; add that or remove this", param_hint=option)
 
 
 def _print_title(record: "Record", markdown: bool) -> None:

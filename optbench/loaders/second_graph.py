@@ -5,7 +5,6 @@ sentence-transformers and optimum-intel read OpenVINO IR from `openvino/`; faste
 """
 
 import shutil
-import tempfile
 from pathlib import Path
 
 from optbench.artifact.folder import Artifact, open_artifact, seal
@@ -13,6 +12,7 @@ from optbench.artifact.manifest import Kind
 from optbench.errors import ArtifactError, MachineError
 from optbench.machine.cpu import read_machine
 from optbench.machine.disk import free_disk, full_disk_errors
+from optbench.machine.staging import staging_folder, sweep_staging
 from optbench.steps.base import StepContext
 from optbench.steps.convert_openvino import ConvertOpenvino
 
@@ -47,15 +47,17 @@ def extend(folder: Path, output: Path, *, other: Path | None = None) -> Artifact
     output.parent.mkdir(parents=True, exist_ok=True)
     needed = 2 * artifact.size_bytes if second is None else artifact.size_bytes + second.size_bytes
     free_disk(output.parent, needed, f"extending {folder}")
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent, ignore_cleanup_errors=True) as staging:
-        out, scratch = Path(staging) / "out", Path(staging) / "scratch"
+    prefix = f".{output.name}-extending-"
+    sweep_staging(output.parent, prefix)
+    with staging_folder(output.parent, prefix) as staging:
+        out, scratch = staging / "out", staging / "scratch"
         with full_disk_errors(out.parent):
             for name in artifact.manifest.files:
                 (out / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(folder / name, out / name)
             if second is None:
                 scratch.mkdir()
-                converted = Path(staging) / "converted"
+                converted = staging / "converted"
                 converted.mkdir()
                 ConvertOpenvino().run(artifact, converted, StepContext(scratch=scratch, machine=read_machine()))
                 shutil.move(converted / added.weight_folder, out / added.weight_folder)

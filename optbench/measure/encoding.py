@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import tempfile
 import time
 from collections.abc import Generator, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 
 from optbench.machine.disk import full_disk_errors
 from optbench.machine.progress import Progress, silent
+from optbench.machine.staging import STAGING, staging_folder
 from optbench.machine.worker import Worker
 from optbench.measure.subject import Subject
 
@@ -95,8 +95,8 @@ class TextEncoder:
         self._cache.mkdir(parents=True, exist_ok=True)
         if self._worker is None:
             self._worker = subject.start(self.serve, {})
-        with tempfile.TemporaryDirectory(dir=self._cache, prefix="staging-") as staging:
-            made = Path(staging) / "rows.npy"
+        with staging_folder(self._cache, STAGING) as staging:
+            made = staging / "rows.npy"
             request = {"texts": list(texts), "prompt": role, "batch_size": BATCH_SIZE[role], "out": str(made)}
             report("", 0.0)
             self._worker.request(request, report)

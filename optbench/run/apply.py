@@ -1,7 +1,6 @@
 """Applying a recipe: make every item, measure, judge, export. A run that is stopped loses at most the step that was running."""
 
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from optbench.engines.choice import ENGINE_FILE
 from optbench.errors import MachineError
 from optbench.machine.disk import free_disk, full_disk_errors
 from optbench.machine.extras import require_extra
+from optbench.machine.staging import STAGING, staging_folder, sweep_staging
 from optbench.recipe.schema import Recipe
 from optbench.record.record import Record, write_record
 from optbench.record.verdict import Verdict, judge
@@ -32,6 +32,10 @@ __all__ = ["Applied", "CardRenderer", "apply", "export_artifact", "plan", "time_
 
 CardRenderer = Callable[[Record, Verdict], str]
 """Writes the model card of an exported folder, in Markdown."""
+
+
+# What an exported folder is written into, beside it.
+HIDDEN_STAGING = f".{STAGING}"
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,7 @@ def apply(recipe: Recipe, options: Options, render_card: CardRenderer, listener:
         run.cache.root.mkdir(parents=True, exist_ok=True)
     with _locked(options.output / f".{recipe.name}.lock", recipe.name):
         run.cache.sweep_staging()
+        sweep_staging(options.output, HIDDEN_STAGING)
         listener.begin("texts")
         check_inputs(run)
         listener.end(describe_inputs(run))
@@ -129,8 +134,8 @@ def export_artifact(artifact: Artifact, record: Record, output: Path, card: str)
     carried over.
     """
     folder = output / record.recipe.name
-    with tempfile.TemporaryDirectory(prefix=f".staging-{record.recipe.name}-", dir=output, ignore_cleanup_errors=True) as scratch:
-        staging = Path(scratch) / "out"
+    with staging_folder(output, HIDDEN_STAGING) as scratch:
+        staging = scratch / "out"
         staging.mkdir()
         with full_disk_errors(staging):
             for name in artifact.manifest.files:

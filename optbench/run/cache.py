@@ -1,9 +1,7 @@
 """The cache: where finished work is kept, and what is cleaned up there."""
 
 import logging
-import os
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -13,6 +11,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from optbench.errors import MachineError
+from optbench.machine.staging import STAGING, staging_folder, sweep_staging
 
 __all__ = ["UNFINISHED_DAYS_MAX", "Cache"]
 
@@ -42,7 +41,7 @@ class Cache:
 
     @property
     def staging(self) -> Path:
-        """Folders that are being filled; each name starts with the process id of its run."""
+        """Folders that are being filled."""
         return self.root / "staging"
 
     @property
@@ -75,9 +74,8 @@ class Cache:
     @contextmanager
     def stage(self) -> Iterator[Path]:
         """An empty folder in the cache, removed at the end."""
-        self.staging.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f"{os.getpid()}-", dir=self.staging, ignore_cleanup_errors=True) as folder:
-            yield Path(folder)
+        with staging_folder(self.staging, "") as folder:
+            yield folder
 
     @contextmanager
     def resume_folder(self, key: str, label: str) -> Iterator[Path]:
@@ -96,13 +94,10 @@ class Cache:
             yield folder
 
     def sweep_staging(self) -> None:
-        """Remove the staging folders of runs that are no longer alive."""
-        import psutil
-
-        for folder in self.staging.glob("*"):
-            owner = folder.name.split("-")[0]
-            if owner.isdecimal() and not psutil.pid_exists(int(owner)):
-                shutil.rmtree(folder, ignore_errors=True)
+        """Remove the staging folders that killed runs left anywhere in the cache."""
+        sweep_staging(self.staging, "")
+        sweep_staging(self.embeddings, STAGING)
+        sweep_staging(self.root, STAGING)  # of bases: as large as the model
 
     def sweep_unfinished(self) -> None:
         """Remove resume folders that nothing has changed for `UNFINISHED_DAYS_MAX` days.

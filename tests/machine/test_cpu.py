@@ -10,7 +10,7 @@ import pytest
 
 from optbench.errors import MachineError, StepError
 from optbench.machine import cpu as machine
-from optbench.machine.cpu import Machine, cpu_quota, parse_cpuinfo, physical_cores, read_machine, usable_threads
+from optbench.machine.cpu import Isa, Machine, cpu_quota, parse_cpuinfo, physical_cores, read_machine, usable_threads
 from optbench.machine.disk import free_disk, full_disk_errors
 
 Files = dict[str, str]
@@ -51,6 +51,39 @@ def make(**changes: object) -> Machine:
 def test_flags_give_the_largest_instruction_set(flags: str, isa: str, vnni: bool, bf16: bool, amx: bool) -> None:
     found = make(flags=tuple(flags.split()))
     assert (found.isa, found.has_vnni, found.has_bf16, found.has_amx) == (isa, vnni, bf16, amx)
+
+
+ZEN5 = ("avx", "avx2", "avx512_bf16", "avx512_vnni", "avx512bw", "avx512vl", "avx_vnni", "fma", "sse4_1")
+
+
+@pytest.mark.parametrize(
+    ("isa", "vnni", "bf16"),
+    [
+        ("sse4_1", False, False),
+        ("avx2", False, False),
+        ("avx2_vnni", True, False),
+        ("avx512_core", False, False),
+        ("avx512_core_vnni", True, False),
+        ("avx512_core_bf16", True, True),
+    ],
+)
+def test_machine_limited_to_an_instruction_set_has_nothing_beyond_it(isa: Isa, vnni: bool, bf16: bool) -> None:
+    whole = make(flags=ZEN5)
+    limited = whole.limited_to(isa)
+    assert (limited.isa, limited.has_vnni, limited.has_bf16, limited.has_amx) == (isa, vnni, bf16, False)
+    assert (limited.fingerprint == whole.fingerprint) == (isa == whole.isa)
+    assert limited.limited_to(isa) == limited
+
+
+def test_amx_is_gone_where_it_is_beyond_the_limit() -> None:
+    whole = make(flags=(*ZEN5, "amx_int8", "amx_bf16"))
+    assert whole.limited_to("avx512_core_amx") == whole
+    assert not whole.limited_to("avx512_core_bf16").has_amx
+
+
+def test_machine_cannot_be_limited_to_what_it_lacks() -> None:
+    with pytest.raises(MachineError, match=r"this CPU lacks avx_vnni, so it cannot run as one that has it; it can run as sse4_1, avx2$"):
+        make(flags=("avx2", "sse4_1")).limited_to("avx2_vnni")
 
 
 def test_cpuinfo_gives_the_first_cpus_name_and_flags() -> None:

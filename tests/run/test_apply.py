@@ -55,6 +55,10 @@ def test_second_run_does_no_step_again_and_keeps_the_first_record(
     recipe, _, first = finished
     listening = Listening()
     second = apply(recipe, finished_options, listening)
+    expected = [stage.label for stage in listening.expected]
+    assert expected == [label for label, _ in listening.ended if label in expected]
+    assert {"base", "base: accuracy", "2 quantize_static", "latency", "serving", "stability", "export"} <= set(expected)
+    assert all(stage.seconds > 0 for stage in listening.expected)
     assert listening.cached == ["0 export_onnx", "1 convert_openvino", "2 quantize_static"]
     assert [point.cached for point in second.record.points] == [True, True, True, True]
     assert not first.record.points[0].cached

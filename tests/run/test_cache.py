@@ -39,3 +39,16 @@ def test_unfinished_training_that_a_run_holds_is_kept(cache: Cache) -> None:
 def test_sweeping_a_cache_without_unfinished_work_does_nothing(cache: Cache) -> None:
     cache.sweep_unfinished()
     assert not cache.unfinished.exists()
+
+
+def test_whatever_a_killed_run_was_writing_is_removed(cache: Cache) -> None:
+    for left in (cache.staging / "4711-abc", cache.embeddings / "staging-abc", cache.root / "staging-base-abc"):
+        left.mkdir(parents=True)
+        (left / "weights").write_text("half")
+    kept = cache.artifact("key")
+    kept.mkdir(parents=True)
+    with cache.stage() as mine:
+        cache.sweep_staging()
+        assert mine.is_dir()
+    assert kept.is_dir()
+    assert not [path for path in cache.root.rglob("*") if path.name == "weights"]

@@ -9,8 +9,10 @@ import pytest
 from optbench.artifact.folder import Artifact, copy_companions, open_artifact
 from optbench.artifact.manifest import Kind
 from optbench.errors import MachineError, StepError
+from optbench.machine.cpu import Isa, read_machine
+from optbench.machine.progress import silent
 from optbench.recipe.load import load_recipe
-from optbench.run import make
+from optbench.run import make, plan
 from optbench.run.cache import UNFINISHED_DAYS_MAX, Cache
 from optbench.run.inputs import Resolution
 from optbench.run.listener import Silent
@@ -19,6 +21,7 @@ from optbench.run.plan import Item, Options, Run, StepOutcome
 from optbench.steps.base import ResumeFolder
 from optbench.steps.distill import Distill
 from optbench.steps.export_onnx import ExportOnnx
+from optbench.steps.quantize_dynamic import QuantizeDynamic
 from tests.run.runs import Listening, leave_unfinished
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -151,3 +154,36 @@ def test_making_stages_keeps_what_a_run_around_it_may_resume_from(cache: Cache, 
 def test_item_whose_source_was_not_made_is_an_error(maker: Maker) -> None:
     with pytest.raises(StepError, match="1 export_onnx: its source was not made"):
         maker(Item("1 export_onnx", ExportOnnx(), 1))
+
+
+@pytest.mark.parametrize(("isa", "reduced"), [(None, False), ("avx2", True)])
+def test_step_sees_the_machine_that_was_asked_for(
+    isa: Isa | None,
+    reduced: bool,
+    make_artifact: Callable[..., Artifact],
+    monkeypatch: pytest.MonkeyPatch,
+    cache: Cache,
+    tmp_path: Path,
+) -> None:
+    whole = read_machine().model_copy(update={"flags": ("avx2", "avx512_vnni", "avx512bw", "avx512vl", "sse4_1")})
+    monkeypatch.setattr(plan, "read_machine", lambda: whole)
+    run = Run(load_recipe(RECIPES / "minilm-l6.yaml"), Options(cache=cache, isa=isa))
+    source = make_artifact(Kind.ONNX)
+
+    class InProcess(FakeWorker):
+        def request(self, message: dict[str, Any], on_progress: Any) -> dict[str, Any]:
+            serving = make.serve_step(self._payload, silent)
+            next(serving)
+            return serving.send({})
+
+    monkeypatch.setattr(make, "Worker", InProcess)
+    stage = Maker(run, Listening())(Item("1 quantize_dynamic", QuantizeDynamic(), 1, source, {}, KEY))
+    assert stage.outcome.report.facts["reduce_range"] is reduced
+
+
+def test_cached_step_of_another_instruction_set_is_not_taken(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = read_machine().model_copy(update={"flags": ("avx2", "avx512_vnni", "avx512bw", "avx512vl", "sse4_1")})
+    monkeypatch.setattr(plan, "read_machine", lambda: whole)
+    recipe = load_recipe(RECIPES / "minilm-l6.yaml")
+    keys = {Run(recipe, Options(cache=cache, isa=isa)).step_key(recipe.steps[0], KEY, {}) for isa in (None, "avx2")}
+    assert len(keys) == 2
