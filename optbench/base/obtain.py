@@ -23,7 +23,7 @@ from optbench.base.source import HubSource, PackageSource, PathSource, RandomSou
 from optbench.errors import ArtifactError, BaseModelError, MachineError
 from optbench.machine.disk import free_disk
 from optbench.machine.progress import Progress, silent
-from optbench.machine.staging import STAGING, staging_folder
+from optbench.machine.staging import STAGING, staging_folder, sweep_staging
 from optbench.model.checkpoint import read_body, write_layout
 
 __all__ = ["base_key", "obtain_base"]
@@ -102,6 +102,7 @@ def obtain_base(
             cached = _reuse(folder, progress)
             if cached is not None:
                 return cached
+            sweep_staging(cache, STAGING)
             with staging_folder(cache, STAGING) as scratch:
                 staging = scratch / "base"
                 staging.mkdir()

@@ -47,6 +47,8 @@ class Watch:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         from optbench.run.time_left import TimeLeft
 
+        # A second thread calls `say`.
+        self._lock = threading.RLock()
         self._left = TimeLeft(clock)
         self._clock, self._started = clock, clock()
         self._label, self._message = "", ""
@@ -54,23 +56,27 @@ class Watch:
 
     def expect(self, stages: "Sequence[ExpectedStage]") -> None:
         """Learn what is to come."""
-        self._left.expect(stages)
+        with self._lock:
+            self._left.expect(stages)
 
     def begin(self, label: str) -> None:
         """Note that a stage has begun."""
-        self._label, self._message, self._share = label, "", None
-        self._left.begin(label)
+        with self._lock:
+            self._label, self._message, self._share = label, "", None
+            self._left.begin(label)
 
     def update(self, message: str, share: float | None) -> None:
         """Note how far the stage is."""
-        self._message, self._share = message, share
-        self._left.update(share)
+        with self._lock:
+            self._message, self._share = message, share
+            self._left.update(share)
 
     def end(self, outcome: str) -> None:
         """Print the stage, its seconds and its outcome."""
-        print_stderr(f"{self._left.elapsed:7.1f} s  {self._label}: {outcome}")
-        self._left.end()
-        self._label = ""
+        with self._lock:
+            print_stderr(f"{self._left.elapsed:7.1f} s  {self._label}: {outcome}")
+            self._left.end()
+            self._label = ""
 
     @property
     def where(self) -> str:
@@ -79,7 +85,9 @@ class Watch:
 
     def say(self) -> None:
         """Print a line about the stage that is running."""
-        if self._label:
+        with self._lock:
+            if not self._label:
+                return
             parts = [self._message, "" if self._share is None else f"{self._share:.0%}", self.stage_left, self.run_left]
             print_stderr(f"{self._left.elapsed:7.1f} s  {self._label}: {', '.join(part for part in parts if part) or 'running'}")
 
@@ -118,8 +126,9 @@ class LiveWatch(Watch):
 
     def refresh(self) -> None:
         """Show the present time left."""
-        self._progress.update(self._stage, message=self._message, completed=self._share or 0.0, left=self.stage_left)
-        seconds = self._left.run()
+        with self._lock:
+            self._progress.update(self._stage, message=self._message, completed=self._share or 0.0, left=self.stage_left)
+            seconds = self._left.run()
         if seconds is not None:
             done = self._clock() - self._started
             self._progress.update(self._run, visible=True, total=done + seconds, completed=done, left=f"about {show_seconds(seconds)} left")

@@ -97,7 +97,7 @@ class Cache:
         """Remove the staging folders that killed runs left anywhere in the cache."""
         sweep_staging(self.staging, "")
         sweep_staging(self.embeddings, STAGING)
-        sweep_staging(self.root, STAGING)  # of bases: as large as the model
+        sweep_staging(self.root, STAGING)  # of bases
 
     def sweep_unfinished(self) -> None:
         """Remove resume folders that nothing has changed for `UNFINISHED_DAYS_MAX` days.
