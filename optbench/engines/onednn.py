@@ -33,7 +33,7 @@ def max_isa_variables(isa: Isa, machine: Machine | None = None) -> dict[str, str
 def vector_floats(machine: Machine | None = None) -> int:
     """How many float32 a vector of oneDNN's kernels holds in this process: 16 with AVX-512, else 8."""
     limit = os.environ.get(MAX_ISA, "AVX512_CORE")
-    wide = _NEEDS["avx512_core"] in (machine or read_machine()).flags and limit.startswith("AVX512")
+    wide = not (machine or read_machine()).lacks("avx512_core") and limit.startswith("AVX512")
     return 16 if wide else 8
 
 
