@@ -13,6 +13,8 @@ from typer.testing import CliRunner
 
 from optbench import cli
 from optbench.cli.terminal import print_heading, print_tables
+from optbench.engines import onednn
+from optbench.machine.cpu import read_machine
 from optbench.record.record import Record, write_record
 from optbench.report.table import Table
 
@@ -101,10 +103,8 @@ def test_options_that_would_be_ignored_are_refused(arguments: list[str]) -> None
 def test_instruction_set_that_the_cpu_lacks_is_refused_before_anything_runs(
     command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from optbench.engines import onednn
-
-    flags = tuple(flag for flag in onednn.read_machine().flags if flag != "avx_vnni")
-    machine = onednn.read_machine().model_copy(update={"flags": flags})
+    flags = tuple(flag for flag in read_machine().flags if flag != "avx_vnni")
+    machine = read_machine().model_copy(update={"flags": flags})
     monkeypatch.setattr(onednn, "read_machine", lambda: machine)
     where = [] if command == "check" else ["--cache", str(tmp_path / "cache")]
     done = CliRunner().invoke(cli.app, [command, "minilm-l6", "--isa", "avx2_vnni", *where])
