@@ -174,7 +174,8 @@ def test_step_sees_the_machine_that_was_asked_for(
         def request(self, message: dict[str, Any], on_progress: Any) -> dict[str, Any]:
             serving = make.serve_step(self._payload, silent)
             next(serving)
-            return serving.send({})
+            answer: dict[str, Any] = serving.send({})
+            return answer
 
     monkeypatch.setattr(make, "Worker", InProcess)
     stage = Maker(run, Listening())(Item("1 quantize_dynamic", QuantizeDynamic(), 1, source, {}, KEY))
