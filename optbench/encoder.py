@@ -25,6 +25,7 @@ from optbench.errors import ArtifactError, BaseModelError
 from optbench.machine.progress import Progress, bar, silent
 from optbench.model.checkpoint import describe, read_named_prompts
 from optbench.model.padding import pad_batch
+from optbench.model.settings import Similarity
 from optbench.model.similarity import similarity
 from optbench.model.texts import as_texts, check_text
 from optbench.model.tokenizer import encode_batch, load_tokenizer
@@ -83,6 +84,7 @@ class Encoder:
         dimension: components of an embedding.
         max_tokens: the longest input; a longer one is truncated at the end.
         prompts: texts to prepend, by the name that `encode` takes: always `query` and `document`, and those of the model.
+        default_prompt: the name of the prompt that is prepended where `encode` is given none; None for no prompt.
         similarity_fn_name: how embeddings of this model are compared: `cosine`, `dot`, `euclidean` or `manhattan`.
     """
 
@@ -94,18 +96,18 @@ class Encoder:
             named = read_named_prompts(artifact.path)
         except BaseModelError as error:
             raise ArtifactError(str(error)) from error
-        if dimension is not None and not 1 <= dimension <= description.body.hidden:
-            raise ArtifactError(
-                f"{artifact.path}: its embeddings have {description.body.hidden} components, not {dimension}; choose a smaller dimension"
-            )
+        whole = description.embedding_dimension
+        if dimension is not None and not 1 <= dimension <= whole:
+            raise ArtifactError(f"{artifact.path}: its embeddings have {whole} components, not {dimension}; choose a smaller dimension")
         self.prompts: Mapping[str, str] = MappingProxyType({**description.prompts.model_dump(), **named})
+        self.default_prompt: str | None = description.default_prompt
         # sentence-transformers' encode_document does not look for `passage`, which `prompts` gives as `document` too.
         self._document_prompt = "document" if "document" in named else ""
-        self.dimension: int = dimension or description.body.hidden
+        self.dimension: int = dimension or whole
         self.max_tokens: int = description.max_tokens
-        self.similarity_fn_name: str = "cosine"
+        self.similarity_fn_name: Similarity = description.similarity
         self._reopening = (artifact.path.absolute(), artifact.sha256, engine, dimension, streams)
-        self._cut = self.dimension < description.body.hidden
+        self._cut = self.dimension < whole
         self._normalize = description.normalize
         self._pad_id = description.body.pad_id
         self._tokenizer = load_tokenizer(artifact.path)
@@ -123,7 +125,8 @@ class Encoder:
 
         Args:
             texts: one, or any iterable of them: list, tuple, generator, numpy array, pandas Series.
-            prompt: the name of the prompt to prepend, such as `query` or `document`; None or an empty name for no prompt.
+            prompt: the name of the prompt to prepend, such as `query` or `document`. Default: the model's default prompt, which
+                few models have, else none. An empty name is none.
             batch_size: the most texts per run. A run also has at most 512 tokens, of texts of similar length. With 1, each text is
                 embedded as if it came alone.
             progress: show a progress bar on stderr; or a function, which is called with a message and the share done.
@@ -207,7 +210,16 @@ class Encoder:
         return encode_batch(self._tokenizer, _prepend(self._prefix(prompt), as_texts(texts)))
 
     def embed(self, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Embed token ids, (batch, tokens) with a mask of 1 for a token and 0 for padding, as (batch, dimension)."""
+        """Embed token ids, (batch, tokens) with a mask of 1 for a token and 0 for padding, as (batch, dimension).
+
+        A row without a token gives a zero vector, as in sentence-transformers.
+        """
+        some = attention_mask.any(axis=1)
+        if not some.all():  # only a tokenizer without special tokens has nothing to say of an empty text
+            out = np.zeros((len(input_ids), self.dimension), dtype=np.float32)
+            if some.any():
+                out[some] = self.embed(input_ids[some], attention_mask[some])
+            return out
         with self._lock:
             rows = self._session.embed(input_ids, attention_mask)
         return self._shorten(rows)
@@ -233,6 +245,7 @@ class Encoder:
         return _reopen, self._reopening
 
     def _prefix(self, name: str | None) -> str:
+        name = self.default_prompt if name is None else name
         if not name:
             return ""
         if name not in self.prompts:
@@ -240,9 +253,9 @@ class Encoder:
         return self.prompts[name]
 
     def _shorten(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
-        if self._cut:
+        if rows.shape[1] != self.dimension:
             rows = rows[:, : self.dimension]
-            if self._normalize:
+            if self._cut and self._normalize:
                 rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.finfo(np.float32).tiny)
         return rows
 

@@ -1,5 +1,6 @@
 """Seeded tiny models, the real one, and a context for steps: what every test folder needs."""
 
+import json
 import os
 import re
 import shutil
@@ -108,7 +109,11 @@ def write_tiny_checkpoint(
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{begin} $A {end}", special_tokens=[(begin, vocabulary[begin]), (end, vocabulary[end])]
     )
+    tokenizer.add_special_tokens(specials)
     tokenizer.save(str(folder / "tokenizer.json"))
+    # transformers takes tokenizer.json as it stands only for this class: BertTokenizer would build WordPiece from the words.
+    stated = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": specials[1 - bert], "unk_token": specials[3]}
+    (folder / "tokenizer_config.json").write_text(json.dumps(stated))
     body = Body(
         architecture=architecture,
         layers=layers,

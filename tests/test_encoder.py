@@ -94,6 +94,30 @@ def test_unknown_prompt_is_refused_with_those_that_there_are(encoder: Encoder, t
         encoder.encode(texts, prompt="passage")
 
 
+def test_default_prompt_is_put_in_front_where_none_is_named(
+    make_artifact: Callable[..., Artifact], encoder: Encoder, tmp_path: Path
+) -> None:
+    settings = {"prompts": {"query": "red "}, "default_prompt_name": "query", "similarity_fn_name": "dot"}
+    with load(resealed(make_artifact(Kind.ONNX, prompt="red "), tmp_path, config_sentence_transformers=settings), threads=1) as other:
+        assert (other.default_prompt, other.similarity_fn_name) == ("query", "dot")
+        np.testing.assert_array_equal(other.encode("boot"), encoder.encode("boot", prompt="query"))
+        np.testing.assert_array_equal(other.encode("boot", prompt=""), encoder.encode("boot"))
+
+
+@pytest.mark.parametrize("text", ["", " "])
+def test_text_without_a_token_gives_a_zero_vector_alone_and_in_a_batch(
+    text: str, make_artifact: Callable[..., Artifact], tmp_path: Path
+) -> None:
+    artifact = make_artifact(Kind.ONNX)
+    document = json.loads((artifact.path / "tokenizer.json").read_text()) | {"post_processor": None}
+    with load(resealed(artifact, tmp_path, tokenizer=document), threads=1) as encoder:
+        assert not encoder.encode(text).any()
+        rows = encoder.encode([text, "red shoe", text, "boot"])
+        np.testing.assert_allclose(np.linalg.norm(rows, axis=1), [0, 1, 0, 1], atol=ABSOLUTE)
+        np.testing.assert_allclose(rows[1], encoder.encode("red shoe"), atol=ABSOLUTE)
+        assert encoder.encode([text, text]).shape == (2, 32)
+
+
 def test_prompts_keep_the_names_of_the_model(make_artifact: Callable[..., Artifact], tmp_path: Path) -> None:
     document = {"prompts": {"query": "red ", "passage": "blue ", "topic": "oak "}}
     folder = resealed(make_artifact(Kind.ONNX), tmp_path, config_sentence_transformers=document)

@@ -7,6 +7,7 @@ from optbench.base.source import HubSource, check_revision, parse_source
 from optbench.machine.frozen import Frozen
 from optbench.model.body import Body
 from optbench.model.checkpoint import Description, Pooling, Prompts
+from optbench.model.settings import Similarity
 
 __all__ = ["Base"]
 
@@ -22,6 +23,23 @@ class Base(Frozen):
     normalize: bool = Field(description="Whether embeddings are scaled to length 1.")
     prompts: Prompts = Field(default=Prompts(), description="Text put before a query and before a document.")
     max_tokens: int = Field(ge=1, description="The longest input in tokens, special tokens included.")
+    dimension: int | None = Field(
+        default=None,
+        ge=1,
+        exclude_if=lambda value: value is None,
+        description="Leading components that are kept, after normalization; for models trained for it (sentence-transformers' "
+        "truncate_dim). Default: all.",
+    )
+    similarity: Similarity = Field(
+        default="cosine",
+        exclude_if=lambda value: value == "cosine",
+        description="How two embeddings are compared: what the model was trained for. Accuracy is measured with it.",
+    )
+    default_prompt: str | None = Field(
+        default=None,
+        exclude_if=lambda value: value is None,
+        description="The name of the prompt that is prepended where a caller names none: query, document, or a name of the model's own.",
+    )
     seed: int = Field(default=0, ge=0, lt=2**32, description="Of random weights.")
 
     @field_validator("source")
@@ -44,6 +62,10 @@ class Base(Frozen):
             if source.revision not in (None, self.revision):
                 raise ValueError(f"revision: {self.revision!r}, but the source says {source.revision!r}; write it once")
         body = self.body
+        if self.dimension is not None and self.dimension >= body.hidden:
+            raise ValueError(
+                f"dimension: {self.dimension}, but the body's embeddings have {body.hidden} components; leave it out to keep all"
+            )
         if body.hidden % body.heads:
             raise ValueError(f"body: hidden {body.hidden} is not a multiple of heads {body.heads}; take both from the model's config.json")
         if body.pad_id >= body.vocabulary:
@@ -57,4 +79,4 @@ class Base(Frozen):
     @property
     def description(self) -> Description:
         """What the checkpoint must say of itself."""
-        return Description(body=self.body, pooling=self.pooling, normalize=self.normalize, prompts=self.prompts, max_tokens=self.max_tokens)
+        return Description.model_validate({name: getattr(self, name) for name in Description.model_fields})

@@ -22,7 +22,7 @@ from optbench.errors import BaseModelError
 from optbench.machine.disk import free_disk
 from optbench.machine.progress import Progress
 
-__all__ = ["HubFiles", "fetch_from_hub"]
+__all__ = ["HubFiles", "fetch_from_hub", "find_in_cache"]
 
 logger = logging.getLogger(__name__)
 
@@ -282,18 +282,24 @@ def _explain(error: Any, repository: str, revision: str | None) -> str:
 def _no_base(repository: str, revision: str | None, reason: str) -> BaseModelError:
     pin = f" --revision {revision}" if revision else ""
     return BaseModelError(
-        f"hub:{repository}: {reason}. Two alternatives: --base path:DIR with a copy downloaded elsewhere "
-        f"(hf download {repository}{pin} --local-dir DIR), or --weights random for true latency without accuracy"
+        f"hub:{repository}: {reason}. Two alternatives: a copy downloaded elsewhere (hf download {repository}{pin} --local-dir DIR) for "
+        "init DIR or apply --base path:DIR, or apply --weights random for true latency without accuracy"
     )
+
+
+def find_in_cache(repository: str, revision: str | None) -> Path | None:
+    """The folder of a model in the hub cache; None where it is not there. Asks no hub."""
+    from huggingface_hub import try_to_load_from_cache
+
+    config = try_to_load_from_cache(repository, "config.json", revision=revision)
+    return Path(config).parent if isinstance(config, str) else None
 
 
 def _from_cache(repository: str, revision: str | None, reason: str, cause: Exception) -> HubFiles:
     """The model as the hub cache has it; `reason` says why the hub cannot be asked."""
-    from huggingface_hub import try_to_load_from_cache
-
-    config = try_to_load_from_cache(repository, "config.json", revision=revision)
+    folder = find_in_cache(repository, revision)
     try:
-        files = find_files(Path(config).parent) if isinstance(config, str) else {}
+        files = find_files(folder) if folder is not None else {}
     except BaseModelError:
         files = {}
     if not files:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import re
 import shutil
 import tempfile
@@ -12,13 +13,36 @@ from typing import Any
 from optbench.artifact.file_types import pickles_among
 from optbench.artifact.folder import link_or_copy
 from optbench.artifact.manifest import Kind
+from optbench.base.tokenizer import settle_tokenizer
 from optbench.errors import BaseModelError
 from optbench.machine.progress import Progress
 from optbench.model.body import BODY_KEYS, OPTIONAL_BODY_KEYS
-from optbench.model.checkpoint import Description, describe, read_json, write_layout
-from optbench.model.safetensors import check_file, merge_shards
+from optbench.model.checkpoint import Description, Layout, describe, model_settings, read_json, write_layout
+from optbench.model.other_kinds import name_by_files, name_other_kind
+from optbench.model.safetensors import check_file, copy_rows, find_prefix, merge_shards, read_header
+from optbench.model.settings import (
+    MODEL_SETTINGS,
+    SENTENCE_CONFIG,
+    SENTENCE_CONFIGS,
+    TOKENIZER_CONFIG,
+    Settings,
+    find_sentence_config,
+    read_named_prompts,
+    read_settings,
+    read_stated_length,
+)
 
-__all__ = ["COMPANIONS", "INDEX", "WEIGHTS", "assemble", "check_names", "find_files", "read_shard_names", "select_names"]
+__all__ = [
+    "COMPANIONS",
+    "INDEX",
+    "WEIGHTS",
+    "assemble",
+    "check_layout",
+    "check_names",
+    "find_files",
+    "read_shard_names",
+    "select_names",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +53,7 @@ COMPANIONS = frozenset(
         "config_sentence_transformers.json",
         "merges.txt",
         "modules.json",
-        "sentence_bert_config.json",
+        *SENTENCE_CONFIGS,
         "special_tokens_map.json",
         "tokenizer.json",
         "tokenizer_config.json",
@@ -65,6 +89,8 @@ def check_names(names: Iterable[str], where: str) -> None:
         BaseModelError: lists every file that is missing, each with its cure.
     """
     present = set(names)
+    if other := name_by_files(present):
+        raise BaseModelError(f"{where}: is {other}")
     problems = []
     if "config.json" not in present:
         problems.append("no config.json: give the folder of a transformers checkpoint")
@@ -73,10 +99,10 @@ def check_names(names: Iterable[str], where: str) -> None:
         found = f"only {', '.join(pickles)}, which may be pickle and can run code" if pickles else f"no {WEIGHTS}"
         problems.append(
             f"{found}: optbench reads safetensors only; if you trust the model, convert it with "
-            "AutoModel.from_pretrained(...).save_pretrained(DIR) and give --base path:DIR"
+            "AutoModel.from_pretrained(...).save_pretrained(DIR) and give DIR"
         )
     if "tokenizer.json" not in present:
-        problems.append("no tokenizer.json: write it with AutoTokenizer.from_pretrained(...).save_pretrained(DIR) and give --base path:DIR")
+        problems.append("no tokenizer.json: write it with AutoTokenizer.from_pretrained(...).save_pretrained(DIR) and give DIR")
     if problems:
         raise BaseModelError(f"{where}: {'; '.join(problems)}")
 
@@ -92,6 +118,8 @@ def find_files(folder: Path) -> dict[str, Path]:
     """
     if not folder.is_dir():
         raise BaseModelError(f"path:{folder}: no such folder; give the folder that holds the model's config.json")
+    if other := name_other_kind(folder):
+        raise BaseModelError(f"path:{folder}: is {other}")
     names = [path.relative_to(folder).as_posix() for path in (*folder.glob("*"), *folder.glob("*/config.json")) if path.is_file()]
     check_names(names, f"path:{folder}")
     files = {name: folder / name for name in select_names(names)}
@@ -145,28 +173,41 @@ def assemble(files: Mapping[str, Path], staging: Path, expected: Description, wh
 
 
 def _place_weights(files: Mapping[str, Path], staging: Path, progress: Progress) -> None:
+    """Put the weights into `staging` as one file, whose tensors have the names that transformers gives the transformer alone."""
+    target = staging / WEIGHTS
     if WEIGHTS in files:
         check_file(files[WEIGHTS])
+        prefix = find_prefix(read_header(files[WEIGHTS]))
         progress("copying the weights", None)
-        link_or_copy(files[WEIGHTS].resolve(), staging / WEIGHTS)
+        if prefix:
+            copy_rows(files[WEIGHTS], target, rows={}, prefix=prefix)
+        else:
+            link_or_copy(files[WEIGHTS].resolve(), target)
         return
     names = read_shard_names(files[INDEX])
     missing = [name for name in names if name not in files]
     if missing:
         raise BaseModelError(f"{files[INDEX]}: names {', '.join(missing)}, which is missing; download the model again")
-    merge_shards([files[name] for name in names], staging / WEIGHTS, progress)
+    merge_shards([files[name] for name in names], target, progress)
+    prefix = find_prefix(read_header(target))
+    if prefix:
+        renamed = staging / f"renamed-{WEIGHTS}"
+        copy_rows(target, renamed, rows={}, prefix=prefix)
+        renamed.replace(target)
 
 
-def _settle_layout(folder: Path, expected: Description, where: str) -> list[str]:
-    """Check the small files in `folder` against the recipe, and write what they leave open."""
-    warnings = []
-    if not (folder / "modules.json").is_file():
-        normalization = "normalization" if expected.normalize else "no normalization"
-        warnings.append(f"{where}: has no modules.json; {expected.pooling} pooling and {normalization} come from the recipe")
-        _add_missing_layout(folder, expected)
+def check_layout(folder: Path, expected: Description, where: str) -> Description:
+    """Compare the small files of a checkpoint folder with the recipe; messages name the source, `where`.
+
+    Returns:
+        What the folder says; pooling and normalization are the recipe's where it has no modules.json.
+
+    Raises:
+        BaseModelError: a file is broken, asks for what optbench does not export, or contradicts the recipe; lists every contradiction.
+    """
     try:
-        found = describe(folder)
-    except BaseModelError as error:  # it names the staged copy, which is deleted
+        found = describe(folder, Layout(expected.pooling, expected.normalize))
+    except BaseModelError as error:  # it may name the staged copy, which is deleted
         raise BaseModelError(str(error).replace(str(folder), where)) from error
     except (AttributeError, TypeError, ValueError) as error:  # a stranger's JSON may hold any type anywhere
         raise BaseModelError(f"{where}: its JSON files differ from what transformers writes ({error}); download the model again") from error
@@ -175,18 +216,35 @@ def _settle_layout(folder: Path, expected: Description, where: str) -> list[str]
         raise BaseModelError(
             f"{where}: contradicts the recipe: {'; '.join(problems)}; correct the recipe, or give the base it was written for"
         )
-    if found.max_tokens != expected.max_tokens:
-        _edit_json(folder / "sentence_bert_config.json", {"max_seq_length": expected.max_tokens})
-    if found.prompts != expected.prompts:
-        _edit_json(folder / "config_sentence_transformers.json", {"prompts": expected.prompts.model_dump()})
-    lowercase = folder / "sentence_bert_config.json"
-    if lowercase.is_file() and read_json(lowercase).get("do_lower_case"):
-        warnings.append(
-            f"{where}: sentence_bert_config.json asks for lower case, which only tokenizer.json decides: check that it lower-cases"
-        )
+    return found
+
+
+def _settle_layout(folder: Path, expected: Description, where: str) -> list[str]:
+    """Check the small files in `folder` against the recipe, and write what they leave open, the same for every loader."""
+    warnings = []
+    if not (folder / "modules.json").is_file():
+        normalization = "normalization" if expected.normalize else "no normalization"
+        warnings.append(f"{where}: has no modules.json; {expected.pooling} pooling and {normalization} come from the recipe")
+    check_layout(folder, expected, where)
+    _add_missing_layout(folder, expected)
+    warnings += settle_tokenizer(folder, where)
+    _state_settings(folder, expected)
+    check_layout(folder, expected, where)
     for warning in warnings:
         logger.warning("%s", warning)
     return warnings
+
+
+def _state_settings(folder: Path, expected: Description) -> None:
+    """State the recipe's settings in every file that a loader may read them from."""
+    sentence = find_sentence_config(folder)
+    stated = read_json(sentence) if sentence is not None else {}
+    for name in SENTENCE_CONFIGS:
+        (folder / name).unlink(missing_ok=True)
+    _edit_json(folder / SENTENCE_CONFIG, {**stated, "max_seq_length": expected.max_tokens})
+    _edit_json(folder / MODEL_SETTINGS, model_settings(expected, read_named_prompts(folder)))
+    # transformers, fastembed and optimum-intel read the longest input here.
+    _edit_json(folder / TOKENIZER_CONFIG, {"model_max_length": expected.max_tokens})
 
 
 def _add_missing_layout(folder: Path, expected: Description) -> None:
@@ -218,8 +276,33 @@ def _contradictions(folder: Path, expected: Description, found: Description) -> 
         if prompt and prompt != recipe_prompt:
             problems.append(f"prompts.{side}: the recipe says {recipe_prompt!r}, config_sentence_transformers.json says {prompt!r}")
     if expected.max_tokens > found.max_tokens:
-        source = "sentence_bert_config.json" if (folder / "sentence_bert_config.json").is_file() else "the position table in config.json"
-        problems.append(f"max_tokens: the recipe says {expected.max_tokens}, {source} allows {found.max_tokens}")
+        problems.append(f"max_tokens: the recipe says {expected.max_tokens}, {_length_file(folder, found)} allows {found.max_tokens}")
+    return problems + _setting_contradictions(expected, found, read_settings(folder))
+
+
+def _length_file(folder: Path, found: Description) -> str:
+    """What limits the input to `found.max_tokens`."""
+    if (read_stated_length(folder) or math.inf) > found.body.position_limit:
+        return "the position table in config.json"
+    sentence = find_sentence_config(folder)
+    if sentence is not None and read_json(sentence).get("max_seq_length") is not None:
+        return f"{sentence.name} (max_seq_length)"
+    return f"{TOKENIZER_CONFIG} (model_max_length)"
+
+
+def _setting_contradictions(expected: Description, found: Description, stated: Settings) -> list[str]:
+    """A setting that the checkpoint does not state is the recipe's to choose, and so is a smaller dimension."""
+    problems = []
+    if found.dimension is not None and (expected.dimension or expected.body.hidden) > found.dimension:
+        says = f"{expected.dimension or 'all'} components"
+        problems.append(f"dimension: the recipe says {says}, {MODEL_SETTINGS} says {found.dimension} (truncate_dim)")
+    if stated.similarity is not None and stated.similarity != expected.similarity:
+        problems.append(
+            f"similarity: the recipe says {expected.similarity}, {MODEL_SETTINGS} says {stated.similarity} (similarity_fn_name)"
+        )
+    if stated.default_prompt is not None and stated.default_prompt != expected.default_prompt:
+        says = expected.default_prompt or "none"
+        problems.append(f"default_prompt: the recipe says {says}, {MODEL_SETTINGS} says {stated.default_prompt} (default_prompt_name)")
     return problems
 
 

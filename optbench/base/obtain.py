@@ -15,8 +15,8 @@ from optbench.artifact.folder import Artifact, hash_file, open_artifact, seal
 from optbench.artifact.manifest import Kind, Weights
 from optbench.base import random_tokenizer, random_weights
 from optbench.base.entry import Base
-from optbench.base.hub import fetch_from_hub
-from optbench.base.layout import WEIGHTS, assemble, find_files
+from optbench.base.hub import fetch_from_hub, find_in_cache
+from optbench.base.layout import WEIGHTS, assemble, check_layout, find_files
 from optbench.base.origin import ORIGIN, Origin
 from optbench.base.package import find_package
 from optbench.base.source import HubSource, PackageSource, PathSource, RandomSource, Source, parse_source
@@ -26,11 +26,11 @@ from optbench.machine.progress import Progress, silent
 from optbench.machine.staging import STAGING, staging_folder, sweep_staging
 from optbench.model.checkpoint import read_body, write_layout
 
-__all__ = ["base_key", "obtain_base"]
+__all__ = ["base_key", "check_source", "find_source", "obtain_base"]
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 """Incremented when the same source and recipe give another artifact; part of the cache key."""
 
 
@@ -68,6 +68,36 @@ def base_key(base: Base, weights: Weights = "real", override: str | None = None)
         case RandomSource():
             identity |= {"source": "random", "seed": base.seed, "formats": [random_weights.FORMAT, random_tokenizer.FORMAT]}
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+def check_source(base: Base, weights: Weights = "real", override: str | None = None) -> None:
+    """Compare a folder's or a package's small files with the recipe, before anything runs. Asks no hub.
+
+    Raises:
+        BaseModelError: the source is missing, asks for what optbench does not export, or contradicts the recipe.
+    """
+    source = _choose_source(base, weights, override)
+    match source:
+        case PathSource():
+            folder = find_files(source.folder.expanduser())["config.json"].parent
+        case PackageSource():
+            folder = find_package(source).files["config.json"].parent
+        case _:
+            return
+    check_layout(folder, base.description, str(source))
+
+
+def find_source(base: Base, weights: Weights = "real", override: str | None = None) -> Path | None:
+    """The folder that a base was made from; None for random weights, and where a hub's files have left its cache."""
+    source = _choose_source(base, weights, override)
+    match source:
+        case PathSource():
+            return source.folder.expanduser()
+        case PackageSource():
+            return find_package(source).files["config.json"].parent
+        case HubSource():
+            return find_in_cache(source.repository, source.revision)
+    return None
 
 
 def _show(source: Source) -> str:

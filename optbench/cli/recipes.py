@@ -31,7 +31,7 @@ from optbench.cli.terminal import (
     print_text,
     print_warnings,
 )
-from optbench.errors import RecipeError
+from optbench.errors import BaseModelError, RecipeError
 
 if TYPE_CHECKING:
     from optbench.recipe.schema import Recipe
@@ -47,6 +47,7 @@ def check(
     as_json: Json = False,
 ) -> None:
     """Check recipes, and that the files and packages they name are there; report every problem with its file, line, key and fix."""
+    from optbench.base.obtain import check_source
     from optbench.recipe.load import load_recipe
 
     parse_tasks(task)
@@ -56,6 +57,9 @@ def check(
             recipe = load_recipe(path, look_for_files=True)
             if isa is not None and (refusal := recipe.engine_for(recipe.steps[-1].gives).refusal(isa)):
                 raise RecipeError(f"{path}: {refusal}")
+            check_source(recipe.base)
+        except BaseModelError as error:
+            results.append({"path": str(path), "problems": [f"{path} base: {error}"]})
         except RecipeError as error:
             results.append({"path": str(path), "problems": str(error).splitlines()})
         else:

@@ -19,6 +19,8 @@ class ExportedModel:
         kind: the format of the graph to load.
         prompt: the text before a query; empty for none.
         pooling: `mean` or `cls`.
+        truncate_dim: leading components that are kept after normalization; None for all.
+        default_prompt: whether the model has a prompt that sentence-transformers prepends where none is named.
         precision: the precision that it was measured in, as OpenVINO names it; None for OpenVINO's default.
     """
 
@@ -31,6 +33,13 @@ class ExportedModel:
     dimension: int
     max_tokens: int
     precision: str | None
+    truncate_dim: int | None = None
+    default_prompt: bool = False
+
+    @property
+    def truncation(self) -> str:
+        """What follows an array of whole vectors in Python to truncate it; empty for nothing."""
+        return f"[:, :{self.truncate_dim}]" if self.truncate_dim else ""
 
     @property
     def openvino_options(self) -> dict[str, str]:

@@ -192,7 +192,7 @@ class _Checks:
 def _embed_alone(encoder: Encoder, texts: Sequence[str], embed_ns: list[int]) -> Vectors:
     """Embed each text alone, without and with the query prompt; appends the nanoseconds of each to `embed_ns`."""
     rows: dict[str, list[NDArray[np.float32]]] = {"plain": [], "prompted": []}
-    for which, prompt in (("plain", None), ("prompted", "query")):
+    for which, prompt in (("plain", ""), ("prompted", "query")):
         for text in texts:
             start = time.perf_counter_ns()
             rows[which].append(encoder.encode(text, prompt))
@@ -212,6 +212,8 @@ def _exported_model(artifact: Artifact, engine: Engine) -> ExportedModel:
         dimension=description.body.hidden,
         max_tokens=description.max_tokens,
         precision=getattr(engine, "inference_precision", "f32"),
+        truncate_dim=description.dimension,
+        default_prompt=description.default_prompt is not None,
     )
 
 
@@ -264,7 +266,7 @@ def _row(name: str, model: ExportedModel, theirs: Vectors, ours: Vectors, facts:
         )
     elif cosines["prompted"] < COSINE_MIN:
         notes.append("its vectors differ from the artifact's with the query prompt: it does not prepend the model's prompt")
-    if model.normalize and not normalized:
+    if model.normalize and not normalized and model.truncate_dim is None:
         notes.append("its vectors are not normalized")
     return LoaderRow(
         loader=name,

@@ -23,7 +23,9 @@ def _load(model: ExportedModel) -> list[str]:
     ]
 
 
-def _embed(_model: ExportedModel, query: Query) -> list[str]:
+def _embed(model: ExportedModel, query: Query) -> list[str]:
+    if model.truncate_dim:
+        return [f"vectors = [vector[:{model.truncate_dim}] for vector in model.embed([{query.prompted}])]"]
     return [f"vectors = list(model.embed([{query.prompted}]))"]
 
 

@@ -27,7 +27,9 @@ def _embed(model: ExportedModel, query: Query) -> list[str]:
         f'tokens = model(**tokenizer({query.prompted}, return_tensors="pt")).last_hidden_state[0]',
         "vectors = tokens[:1].numpy()" if model.pooling == "cls" else "vectors = tokens.mean(0, keepdim=True).numpy()",
     ]
-    return [*lines, "vectors /= (vectors**2).sum(1, keepdims=True) ** 0.5"] if model.normalize else lines
+    if model.normalize:
+        lines.append("vectors /= (vectors**2).sum(1, keepdims=True) ** 0.5")
+    return [*lines, f"vectors = vectors{model.truncation}"] if model.truncation else lines
 
 
 OPTIMUM_INTEL = PythonLoader(

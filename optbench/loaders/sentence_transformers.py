@@ -21,8 +21,9 @@ def _load(model: ExportedModel) -> list[str]:
     ]
 
 
-def _embed(_model: ExportedModel, query: Query) -> list[str]:
-    prompt = ', prompt_name="query"' if query.has_prompt else ""
+def _embed(model: ExportedModel, query: Query) -> list[str]:
+    # An empty prompt keeps the model's default prompt away.
+    prompt = ', prompt_name="query"' if query.has_prompt else ', prompt=""' if model.default_prompt else ""
     return [f"vectors = model.encode([{query.text}]{prompt})"]
 
 

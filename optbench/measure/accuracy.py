@@ -1,7 +1,7 @@
 """Accuracy: how well a model's vectors rank documents against human judgments, query by query.
 
-Documents and queries go through the same `encode`, each text once, shortest first. Rankings are by cosine; ir-measures (trec_eval's
-code) computes the metrics. Values are kept per query, because comparing two models takes paired values.
+Documents and queries go through the same `encode`, each text once, shortest first. Rankings are by the model's own similarity;
+ir-measures (trec_eval's code) computes the metrics. Values are kept per query, because comparing two models takes paired values.
 
 A model has two accuracies: with its own vectors for queries and documents, and with its queries against the fp32 base's document
 vectors, as in an existing index.
@@ -17,7 +17,9 @@ from optbench.errors import MeasureError, TaskError
 from optbench.machine.frozen import Frozen
 from optbench.measure.fidelity import cosines
 from optbench.measure.ranking import NearestDocuments, PoolScores
+from optbench.measure.similarity import comparable_rows, pair_similarities
 from optbench.measure.statistics import Change, paired_relative_change
+from optbench.model.settings import Similarity
 from optbench.tasks.base import PairData, RetrievalData
 
 __all__ = [
@@ -108,6 +110,7 @@ def measure_accuracy(
     base: Encode | None = None,
     document_embeddings: Vectors | None = None,
     query_embeddings: Vectors | None = None,
+    similarity: Similarity = "cosine",
 ) -> AccuracyResult:
     """Run a task.
 
@@ -120,24 +123,25 @@ def measure_accuracy(
         document_embeddings: (len(data.candidates), dimension), rows of length 1, possibly memory-mapped: an existing index. With it,
             `encode` embeds no document.
         query_embeddings: (len(data.queries), dimension), in the same form.
+        similarity: how the model's vectors are compared.
 
     Raises:
         MeasureError: the model returned NaN, infinity, zero vectors or a wrong shape; names the first text.
         TaskError: no query can be ranked.
     """
     if isinstance(data, PairData):
-        return _measure_pairs(encode, data, base)
-    queries = embed_queries(encode, data) if query_embeddings is None else query_embeddings
-    own = _Rankings(data, queries)
-    for window in embed_documents(encode, data) if document_embeddings is None else (document_embeddings,):
+        return _measure_pairs(encode, data, base, similarity)
+    queries = embed_queries(encode, data, similarity) if query_embeddings is None else query_embeddings
+    own = _Rankings(data, queries, similarity)
+    for window in embed_documents(encode, data, similarity) if document_embeddings is None else (document_embeddings,):
         own.add(window)
     overlap, query_side = None, None
     if base is not None:
-        base_queries = embed_queries(base, data)
-        reference = _nearest(data, base_queries)
+        base_queries = embed_queries(base, data, similarity)
+        reference = _nearest(data, base_queries, similarity)
         # Queries of another dimension cannot be searched in the base's index.
-        in_base_index = _Rankings(data, queries) if queries.shape == base_queries.shape else None
-        for window in embed_documents(base, data):
+        in_base_index = _Rankings(data, queries, similarity) if queries.shape == base_queries.shape else None
+        for window in embed_documents(base, data, similarity):
             reference.add(window)
             if in_base_index is not None:
                 in_base_index.add(window)
@@ -163,9 +167,9 @@ def measure_accuracy(
     )
 
 
-def _nearest(data: RetrievalData, queries: Vectors) -> NearestDocuments:
+def _nearest(data: RetrievalData, queries: Vectors, similarity: Similarity) -> NearestDocuments:
     """Keep one more document if a query's own document will be dropped."""
-    return NearestDocuments(queries, CUTOFF + data.without_itself)
+    return NearestDocuments(queries, CUTOFF + data.without_itself, similarity)
 
 
 def _ranked(data: RetrievalData, nearest: NearestDocuments) -> list[tuple[str, ...]]:
@@ -179,9 +183,9 @@ def _ranked(data: RetrievalData, nearest: NearestDocuments) -> list[tuple[str, .
 class _Rankings:
     """All rankings of a task for one set of queries, over documents that arrive window by window."""
 
-    def __init__(self, data: RetrievalData, queries: Vectors) -> None:
+    def __init__(self, data: RetrievalData, queries: Vectors, similarity: Similarity) -> None:
         self._data, self._dimension, self._rows = data, queries.shape[1], 0
-        self._nearest = _nearest(data, queries)
+        self._nearest = _nearest(data, queries, similarity)
         rankings: tuple[Literal["judged", "full"], ...] = ("judged", "full") if data.ranking == "both" else (data.ranking,)
         self._rankable = {ranking: data.rankable(ranking) for ranking in rankings}
         for ranking, rankable in self._rankable.items():
@@ -195,7 +199,7 @@ class _Rankings:
             row = {query: index for index, query in enumerate(data.queries)}
             judged = self._rankable["judged"]
             pools = [tuple(data.relevance[query]) for query in judged]
-            self._pools = PoolScores(queries[[row[query] for query in judged]], data.candidates, pools, CUTOFF)
+            self._pools = PoolScores(queries[[row[query] for query in judged]], data.candidates, pools, CUTOFF, similarity)
 
     def add(self, window: Vectors) -> None:
         """Rank the next documents: (documents, dimension)."""
@@ -232,23 +236,23 @@ class _Rankings:
         return {query: round(share, 6) for query, share in zip(self._data.queries, shares, strict=True)}
 
 
-def embed_documents(encode: Encode, data: RetrievalData) -> Iterator[Vectors]:
+def embed_documents(encode: Encode, data: RetrievalData, similarity: Similarity = "cosine") -> Iterator[Vectors]:
     """Embed `data.candidates` in order, window by window: (documents, dimension) each."""
     for start in range(0, len(data.candidates), WINDOW):
         names = data.candidates[start : start + WINDOW]
-        yield embed_texts(encode, [data.documents[name] for name in names], "document")
+        yield embed_texts(encode, [data.documents[name] for name in names], "document", similarity)
 
 
-def embed_queries(encode: Encode, data: RetrievalData) -> Vectors:
+def embed_queries(encode: Encode, data: RetrievalData, similarity: Similarity = "cosine") -> Vectors:
     """Embed `data.queries` in order: (queries, dimension)."""
-    return embed_texts(encode, list(data.queries.values()), "query")
+    return embed_texts(encode, list(data.queries.values()), "query", similarity)
 
 
-def embed_texts(encode: Encode, texts: Sequence[str], side: Side) -> Vectors:
+def embed_texts(encode: Encode, texts: Sequence[str], side: Side, similarity: Similarity = "cosine") -> Vectors:
     """Embed each distinct text once, sorted by length to keep padding low.
 
     Returns:
-        (texts, dimension) float32, rows of length 1.
+        (texts, dimension) float32, for cosine rows of length 1.
 
     Raises:
         MeasureError: NaN, infinity, a zero vector or a wrong shape; names the first text.
@@ -267,8 +271,8 @@ def embed_texts(encode: Encode, texts: Sequence[str], side: Side) -> Vectors:
             "remove the step that made it, or change its options"
         )
     row = {text: index for index, text in enumerate(distinct)}
-    unit: Vectors = (vectors / lengths)[[row[text] for text in texts]]
-    return unit
+    rows: Vectors = comparable_rows(vectors, similarity)[[row[text] for text in texts]]
+    return rows
 
 
 def accuracy_change(baseline: AccuracyResult, candidate: AccuracyResult, *, metric: str | None = None, seed: int = 0) -> Change:
@@ -303,18 +307,19 @@ def _score(data: RetrievalData, ranked: Mapping[str, Sequence[str]], prefix: str
     return values
 
 
-def _measure_pairs(encode: Encode, data: PairData, base: Encode | None) -> AccuracyResult:
+def _measure_pairs(encode: Encode, data: PairData, base: Encode | None, similarity: Similarity) -> AccuracyResult:
     texts, n = [*data.first, *data.second], len(data.first)
     scores = np.asarray(data.scores, dtype=np.float64)
 
     def metrics(first: Vectors, second: Vectors) -> dict[str, dict[str, float]]:
-        values = spearman_by_pair(cosines(first, second), scores)
+        alike = cosines(first, second) if similarity == "cosine" else pair_similarities(first, second, similarity)
+        values = spearman_by_pair(alike, scores)
         return {"Spearman": {f"pair{index}": round(float(value), 6) for index, value in enumerate(values)}}
 
-    vectors = embed_texts(encode, texts, "query")
+    vectors = embed_texts(encode, texts, "query", similarity)
     query_side = None
     if base is not None:
-        reference = embed_texts(base, texts, "query")
+        reference = embed_texts(base, texts, "query", similarity)
         if reference.shape == vectors.shape:
             query_side = QuerySide(metrics=metrics(vectors[:n], reference[n:]))
     return AccuracyResult(

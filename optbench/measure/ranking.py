@@ -1,10 +1,13 @@
-"""Exact ranking of documents by cosine in bounded memory: vectors arrive in windows, and only the best are kept."""
+"""Exact ranking of documents by similarity in bounded memory: vectors arrive in windows, and only the best are kept."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+
+from optbench.measure.similarity import pair_similarities, similarities
+from optbench.model.settings import Similarity
 
 __all__ = ["NearestDocuments", "PoolScores", "rank_corpus"]
 
@@ -15,15 +18,15 @@ DOCUMENTS_PER_BLOCK = 8192
 
 
 class NearestDocuments:
-    """The `depth` nearest documents of a corpus for each row of `queries`: (queries, dimension), rows of length 1."""
+    """The `depth` nearest documents of a corpus for each row of `queries`: (queries, dimension), for cosine rows of length 1."""
 
-    def __init__(self, queries: Vectors, depth: int) -> None:
-        self._queries, self._depth, self._seen = queries, depth, 0
+    def __init__(self, queries: Vectors, depth: int, similarity: Similarity = "cosine") -> None:
+        self._queries, self._depth, self._seen, self._similarity = queries, depth, 0, similarity
         self._scores = np.empty((len(queries), 0), dtype=np.float32)
         self._rows = np.empty((len(queries), 0), dtype=np.int64)
 
     def add(self, window: Vectors) -> None:
-        """Score the next documents: (documents, dimension), rows of length 1."""
+        """Score the next documents: (documents, dimension), for cosine rows of length 1."""
         for start in range(0, len(window), DOCUMENTS_PER_BLOCK):
             part = np.asarray(window[start : start + DOCUMENTS_PER_BLOCK], dtype=np.float32)
             rows = np.arange(self._seen, self._seen + len(part))
@@ -35,7 +38,7 @@ class NearestDocuments:
 
     def _merge(self, first: int, last: int, part: Vectors, rows: NDArray[np.int64]) -> tuple[Vectors, NDArray[np.int64]]:
         """Merge `part` into the best documents of queries `first` to `last`."""
-        new = self._queries[first:last] @ part.T
+        new = similarities(self._queries[first:last], part, self._similarity)
         scores: Vectors = np.concatenate([self._scores[first:last], new], axis=1)
         if scores.shape[1] <= self._depth:
             return scores, np.concatenate([self._rows[first:last], np.broadcast_to(rows, new.shape)], axis=1)
@@ -55,10 +58,13 @@ class NearestDocuments:
 class PoolScores:
     """Ranks each query's own pool of documents.
 
-    `queries` is (queries, dimension), rows of length 1. The document ids are unique, in the order in which the documents will be added.
+    `queries` is (queries, dimension), for cosine rows of length 1. The document ids are unique, in the order in which the documents
+    will be added.
     """
 
-    def __init__(self, queries: Vectors, document_ids: Sequence[str], pools: Sequence[Sequence[str]], depth: int) -> None:
+    def __init__(
+        self, queries: Vectors, document_ids: Sequence[str], pools: Sequence[Sequence[str]], depth: int, similarity: Similarity = "cosine"
+    ) -> None:
         pooled = {document for pool in pools for document in pool}
         row = {document: index for index, document in enumerate(document_ids) if document in pooled}
         pairs = [(row[document], query) for query, pool in enumerate(pools) for document in pool]
@@ -66,16 +72,16 @@ class PoolScores:
         self._rows = np.array([pairs[index][0] for index in order], dtype=np.int64)
         self._of_query = np.array([pairs[index][1] for index in order], dtype=np.int64)
         self._scores = np.zeros(len(pairs), dtype=np.float32)
-        self._queries, self._depth, self._seen = queries, depth, 0
+        self._queries, self._depth, self._seen, self._similarity = queries, depth, 0, similarity
 
     def add(self, window: Vectors) -> None:
-        """Score the next documents: (documents, dimension), rows of length 1."""
+        """Score the next documents: (documents, dimension), for cosine rows of length 1."""
         begin, end = np.searchsorted(self._rows, [self._seen, self._seen + len(window)])
         pairs_per_block = max(1, BLOCK_SCORES // window.shape[1])
         for start in range(begin, end, pairs_per_block):
             part = slice(start, min(start + pairs_per_block, end))
             documents, queries = window[self._rows[part] - self._seen], self._queries[self._of_query[part]]
-            self._scores[part] = np.einsum("ij,ij->i", documents, queries)
+            self._scores[part] = pair_similarities(documents, queries, self._similarity)
         self._seen += len(window)
 
     def ranked(self, document_ids: Sequence[str]) -> list[tuple[str, ...]]:

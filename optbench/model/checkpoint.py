@@ -1,36 +1,52 @@
 """What a checkpoint folder says of itself, read without torch; `torch_model` builds the model.
 
 The layout is sentence-transformers': `config.json` and `model.safetensors` of the transformer, `modules.json` with the modules in order,
-`1_Pooling/config.json`, prompts in `config_sentence_transformers.json`, the longest input in `sentence_bert_config.json`.
+`1_Pooling/config.json`, and the settings of `optbench.model.settings`. Whatever would change token ids or vectors is read or refused.
 """
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
 from optbench.errors import BaseModelError
 from optbench.machine.frozen import Frozen
 from optbench.model.body import BODY_KEYS, OPTIONAL_BODY_KEYS, Body
+from optbench.model.json_file import read_json, read_object
+from optbench.model.other_kinds import name_by_module
+from optbench.model.settings import (
+    MODEL_SETTINGS,
+    SENTENCE_CONFIG,
+    Prompts,
+    Similarity,
+    read_named_prompts,
+    read_prompts,
+    read_settings,
+    read_stated_length,
+    refuse_other_settings,
+)
 
 __all__ = [
     "Description",
+    "Layout",
     "Pooling",
     "Prompts",
     "describe",
+    "model_settings",
     "read_body",
     "read_json",
     "read_max_tokens",
+    "read_modules",
     "read_named_prompts",
     "read_prompts",
     "write_layout",
 ]
 
 Pooling = Literal["mean", "cls"]
-# A config file has some kilobytes; the bound keeps a hostile one out of memory.
-JSON_BYTES_MAX = 16 * 1024 * 1024
 ARCHITECTURES = MappingProxyType({"bert": "BertModel", "xlm-roberta": "XLMRobertaModel", "roberta": "RobertaModel", "mpnet": "MPNetModel"})
 # Keys of config.json that make transformers run the checkpoint's code, read other weights, or read them in another format.
 REFUSED_KEYS = MappingProxyType(
@@ -40,46 +56,53 @@ REFUSED_KEYS = MappingProxyType(
         "quantization_config": "says that the weights are quantized already; give the unquantized model",
     }
 )
+# Keys of config.json that change what the transformer computes, with the values that optbench exports.
+EXPORTED_VALUES: Mapping[str, tuple[tuple[object, ...], str]] = MappingProxyType(
+    {
+        "hidden_act": (("gelu",), "optbench exports the activation gelu"),
+        "position_embedding_type": (
+            ("absolute",),
+            "optbench exports absolute positions, and transformers 5 ignores the key, so both would give wrong vectors",
+        ),
+        "is_decoder": ((False,), "optbench exports bidirectional attention, not a decoder's causal attention"),
+        "add_cross_attention": ((False,), "optbench exports no cross-attention"),
+        "is_encoder_decoder": ((False,), "optbench exports encoders"),
+        "pruned_heads": (({}, []), "transformers 5 cannot load pruned heads; prune the model with prune_structured instead"),
+    }
+)
 
 
-class Prompts(Frozen):
-    """Prefixes of queries and documents; empty for none."""
+@dataclass(frozen=True)
+class Layout:
+    """The modules after the transformer."""
 
-    query: str = Field(default="", description="Before every query, its trailing space included.")
-    document: str = Field(default="", description="Before every document.")
+    pooling: Pooling
+    normalize: bool
 
 
 class Description(Frozen):
-    """What a checkpoint folder says of itself."""
+    """What a checkpoint folder says of itself.
+
+    Attributes:
+        max_tokens: the longest input, special tokens included.
+        dimension: leading components of the embedding that are kept, after normalization; None for all.
+        similarity: how its embeddings are compared.
+        default_prompt: the name of the prompt that is prepended where none is named.
+    """
 
     body: Body
     pooling: Pooling
     normalize: bool
     prompts: Prompts
     max_tokens: int
+    dimension: int | None = None
+    similarity: Similarity = "cosine"
+    default_prompt: str | None = None
 
-
-def read_json(path: Path) -> Any:
-    """Parse a small JSON file.
-
-    Raises:
-        BaseModelError: missing, too large, or not JSON; says where.
-    """
-    try:
-        if path.stat().st_size > JSON_BYTES_MAX:
-            raise BaseModelError(f"{path}: larger than {JSON_BYTES_MAX} bytes, which no such file has; download the model again")
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise BaseModelError(f"{path}: {error.strerror}; a checkpoint needs it: download the model again") from error
-    except (ValueError, RecursionError) as error:
-        raise BaseModelError(f"{path}: not JSON ({error}); the file may be truncated: download the model again") from error
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    value = read_json(path)
-    if not isinstance(value, dict):
-        raise BaseModelError(f"{path}: a JSON {type(value).__name__}, expected an object; download the model again")
-    return value
+    @property
+    def embedding_dimension(self) -> int:
+        """Components of an embedding."""
+        return self.dimension or self.body.hidden
 
 
 def read_body(folder: Path) -> Body:
@@ -89,13 +112,16 @@ def read_body(folder: Path) -> Body:
         BaseModelError: an unsupported architecture, or a key that is missing, broken or refused.
     """
     path = folder / "config.json"
-    config = _read_object(path)
+    config = read_object(path)
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or model_type not in ARCHITECTURES:
         raise BaseModelError(f"{path}: model_type {model_type!r}; optbench supports {', '.join(ARCHITECTURES)}")
     for key, reason in REFUSED_KEYS.items():
         if config.get(key) is not None:
             raise BaseModelError(f"{path}: {key} {reason}")
+    for key, (exported, reason) in EXPORTED_VALUES.items():
+        if config.get(key) is not None and config[key] not in exported:
+            raise BaseModelError(f"{path}: {key} is {config[key]!r}: {reason}; give another model")
     missing = [key for key in BODY_KEYS.values() if key not in config]
     if missing:
         raise BaseModelError(f"{path}: lacks {', '.join(missing)}; the config is incomplete: download the model again")
@@ -120,28 +146,8 @@ def _as_tuples(value: Any) -> Any:
     return tuple(_as_tuples(item) for item in value) if isinstance(value, list) else value
 
 
-def read_named_prompts(folder: Path) -> dict[str, str]:
-    """Every prompt in `config_sentence_transformers.json` by its name; none where the file is missing.
-
-    Raises:
-        BaseModelError: a prompt is not a string.
-    """
-    path = folder / "config_sentence_transformers.json"
-    prompts = (_read_object(path).get("prompts") or {}) if path.is_file() else {}
-    if not isinstance(prompts, dict) or not all(isinstance(text, str) for text in prompts.values()):
-        raise BaseModelError(f"{path}: prompts {json.dumps(prompts)[:80]}; expected an object of strings: correct the file")
-    return prompts
-
-
-def read_prompts(folder: Path) -> Prompts:
-    """The prompts of `read_named_prompts` for a query and a document."""
-    prompts = read_named_prompts(folder)
-    # Authors name the document side "document" or "passage".
-    return Prompts(query=prompts.get("query", ""), document=prompts.get("document", prompts.get("passage", "")))
-
-
 def read_max_tokens(folder: Path) -> int:
-    """The longest input in tokens: from `sentence_bert_config.json`, at most what the position table holds.
+    """The longest input in tokens: what the files state, at most what the position table holds.
 
     Raises:
         BaseModelError: not a length, or a position table with no room for a token.
@@ -152,36 +158,47 @@ def read_max_tokens(folder: Path) -> int:
             f"{folder / 'config.json'}: max_position_embeddings {body.positions} leaves no position beside pad_token_id {body.pad_id}; "
             "download the model again"
         )
-    path = folder / "sentence_bert_config.json"
-    length = _read_object(path).get("max_seq_length") if path.is_file() else None
-    if length is None:
-        return body.position_limit
-    if not isinstance(length, int) or length < 1:
-        raise BaseModelError(f"{path}: max_seq_length is {length!r}; expected a number of tokens: correct the file")
-    return min(length, body.position_limit)
+    return min(read_stated_length(folder) or body.position_limit, body.position_limit)
 
 
-def describe(folder: Path) -> Description:
-    """Read what a checkpoint folder says of itself.
+def describe(folder: Path, layout: Layout | None = None) -> Description:
+    """Read what a checkpoint folder says of itself; `layout` is pooling and normalization of a folder without modules.json.
 
     Raises:
-        BaseModelError: a file is missing or broken, optbench does not export its pooling, or modules.json names a module (such as a dense
-            head) that the exported graph would leave out.
+        BaseModelError: a file is missing or broken, optbench does not export its pooling, modules.json names a module (such as a dense
+            head) that the exported graph would leave out, or a setting changes token ids or vectors and optbench does not apply it.
     """
+    body, settings = read_body(folder), read_settings(folder)
+    refuse_other_settings(folder)
+    if (folder / "modules.json").is_file() or layout is None:
+        layout = _read_layout(folder)
+    return Description(
+        body=body,
+        pooling=layout.pooling,
+        normalize=layout.normalize,
+        prompts=read_prompts(folder),
+        max_tokens=read_max_tokens(folder),
+        # sentence-transformers keeps a longer embedding whole.
+        dimension=settings.dimension if settings.dimension is not None and settings.dimension < body.hidden else None,
+        similarity=settings.similarity or "cosine",
+        default_prompt=settings.default_prompt,
+    )
+
+
+def _read_layout(folder: Path) -> Layout:
     path = folder / "modules.json"
     if not path.is_file():
         raise BaseModelError(
             f"{path}: missing, so pooling and normalization are unknown; save the model with sentence-transformers, or add the file"
         )
-    modules = read_json(path)
-    if not isinstance(modules, list) or not all(isinstance(module, dict) for module in modules):
-        raise BaseModelError(f"{path}: expected a list of modules; download the model again")
+    modules = read_modules(folder)
     kinds = []
     for module in modules:
         package, _, kind = str(module.get("type", "")).rpartition(".")
         if package.split(".")[0] != "sentence_transformers" or kind not in ("Transformer", "Pooling", "Normalize"):
+            what = f" ({name})" if (name := name_by_module(kind)) else ""
             raise BaseModelError(
-                f"{path}: module {module.get('type')!r} cannot be exported; optbench supports Transformer, Pooling and Normalize of "
+                f"{path}: module {module.get('type')!r} cannot be exported{what}; optbench supports Transformer, Pooling and Normalize of "
                 "sentence-transformers"
             )
         kinds.append(kind)
@@ -193,26 +210,43 @@ def describe(folder: Path) -> Description:
         raise BaseModelError(
             f"{path}: the transformer lies in {modules[0]['path']!r}; move its files to the top and set its path to an empty string"
         )
-    return Description(
-        body=read_body(folder),
-        pooling=_read_pooling(folder, str(modules[1].get("path", "1_Pooling"))),
-        normalize="Normalize" in kinds,
-        prompts=read_prompts(folder),
-        max_tokens=read_max_tokens(folder),
-    )
+    for module in modules[2:]:
+        normalize = _module_config(folder, str(module.get("path", "2_Normalize")), "normalization")
+        for key in ("module_input_name", "module_output_name"):
+            if read_object(normalize, required=False).get(key) not in (None, "sentence_embedding"):
+                raise BaseModelError(f"{normalize}: {key} is not sentence_embedding; optbench normalizes the embedding only")
+    return Layout(_read_pooling(folder, str(modules[1].get("path", "1_Pooling"))), "Normalize" in kinds)
+
+
+def read_modules(folder: Path) -> list[dict[str, Any]]:
+    """The entries of `modules.json`.
+
+    Raises:
+        BaseModelError: missing, or not a list of objects.
+    """
+    path = folder / "modules.json"
+    modules = read_json(path)
+    if not isinstance(modules, list) or not all(isinstance(module, dict) for module in modules):
+        raise BaseModelError(f"{path}: expected a list of modules; download the model again")
+    return modules
+
+
+def _module_config(folder: Path, name: str, what: str) -> Path:
+    # The name is checked, not where it leads: the folder's files may be links into a hub cache.
+    if not name.isprintable() or Path(name).is_absolute() or ".." in Path(name).parts:
+        raise BaseModelError(f"{folder / 'modules.json'}: the {what} path {name!r} points outside the folder; do not use this checkpoint")
+    return folder / name / "config.json"
 
 
 def _read_pooling(folder: Path, name: str) -> Pooling:
-    # The name is checked, not where it leads: the folder's files may be links into a hub cache.
-    if not name.isprintable() or Path(name).is_absolute() or ".." in Path(name).parts:
-        raise BaseModelError(f"{folder / 'modules.json'}: the pooling path {name!r} points outside the folder; do not use this checkpoint")
-    path = folder / name / "config.json"
-    config = _read_object(path)
+    path = _module_config(folder, name, "pooling")
+    config = read_object(path)
     if config.get("include_prompt") is False and read_named_prompts(folder):
         raise BaseModelError(f"{path}: include_prompt is false: optbench does not export pooling that leaves out the prompt's tokens")
     modes = [key for key, value in config.items() if key.startswith("pooling_mode_") and value is True]
-    if isinstance(config.get("pooling_mode"), str):
-        modes = ["pooling_mode_" + {"cls": "cls_token", "mean": "mean_tokens"}.get(config["pooling_mode"], config["pooling_mode"])]
+    if "pooling_mode" in config:
+        named = config["pooling_mode"] if isinstance(config["pooling_mode"], list) else [config["pooling_mode"]]
+        modes = [f"pooling_mode_{ ({'cls': 'cls_token', 'mean': 'mean_tokens'}.get(str(mode), mode)) }" for mode in named]
     if modes == ["pooling_mode_mean_tokens"]:
         return "mean"
     if modes == ["pooling_mode_cls_token"]:
@@ -236,12 +270,18 @@ def write_layout(folder: Path, description: Description) -> None:
             "pooling_mode_max_tokens": False,
             "pooling_mode_mean_sqrt_len_tokens": False,
         },
-        "sentence_bert_config.json": {"max_seq_length": description.max_tokens, "do_lower_case": False},
-        "config_sentence_transformers.json": {
-            "prompts": description.prompts.model_dump(),
-            "default_prompt_name": None,
-            "similarity_fn_name": "cosine",
-        },
+        SENTENCE_CONFIG: {"max_seq_length": description.max_tokens, "do_lower_case": False},
+        MODEL_SETTINGS: model_settings(description, {}),
     }
     for name, document in documents.items():
         (folder / name).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+
+
+def model_settings(description: Description, named: Mapping[str, str]) -> dict[str, Any]:
+    """What `config_sentence_transformers.json` states of a description, beside other prompts by name."""
+    return {
+        "prompts": {**named, **description.prompts.model_dump()},
+        "default_prompt_name": description.default_prompt,
+        "similarity_fn_name": description.similarity,
+        **({"truncate_dim": description.dimension} if description.dimension else {}),
+    }

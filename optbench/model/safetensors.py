@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["TensorSpan", "check_file", "copy_rows", "encode_header", "merge_shards", "read_header"]
+__all__ = ["TensorSpan", "check_file", "copy_rows", "encode_header", "find_prefix", "merge_shards", "read_header"]
 
 # The library refuses a longer header (MAX_HEADER_SIZE).
 HEADER_BYTES_MAX = 100_000_000
@@ -29,6 +29,8 @@ ITEM_BYTES = {
     **dict.fromkeys(("I8", "U8", "BOOL"), 1),
 }
 COPY_BYTES = 8 * 1024 * 1024
+# The table of token vectors in every family that optbench supports.
+TABLE = "embeddings.word_embeddings.weight"
 # transformers refuses a file that names no framework.
 METADATA = {"format": "pt"}
 
@@ -139,8 +141,12 @@ def merge_shards(shards: Sequence[Path], out: Path, progress: Progress) -> None:
             progress(f"joining {len(shards)} shards", done_bytes / total_bytes)
 
 
-def copy_rows(source: Path, out: Path, *, rows: "Mapping[str, NDArray[np.int64]]", leave_out: Collection[str] = ()) -> None:
+def copy_rows(
+    source: Path, out: Path, *, rows: "Mapping[str, NDArray[np.int64]]", leave_out: Collection[str] = (), prefix: str = ""
+) -> None:
     """Copy a file block by block, and of the tensors in `rows` only the rows with these indices, in their order.
+
+    `prefix` is removed from the names that begin with it.
 
     Raises:
         BaseModelError: the source is broken, or holds a type that optbench does not read.
@@ -154,7 +160,7 @@ def copy_rows(source: Path, out: Path, *, rows: "Mapping[str, NDArray[np.int64]]
     names = sorted(spans, key=lambda name: (-ITEM_BYTES[spans[name].dtype], name))
     shapes = {name: (len(rows[name]), *spans[name].shape[1:]) if name in rows else spans[name].shape for name in names}
     with source.open("rb") as file, out.open("wb") as target:
-        target.write(encode_header({name: (spans[name].dtype, shapes[name]) for name in names}))
+        target.write(encode_header({name.removeprefix(prefix): (spans[name].dtype, shapes[name]) for name in names}))
         for name in names:
             span = spans[name]
             if name not in rows:
@@ -166,6 +172,12 @@ def copy_rows(source: Path, out: Path, *, rows: "Mapping[str, NDArray[np.int64]]
             block = max(COPY_BYTES // row_bytes, 1)
             for start in range(0, len(rows[name]), block):
                 target.write(table[rows[name][start : start + block]].tobytes())
+
+
+def find_prefix(names: Collection[str]) -> str:
+    """What stands before the transformer's tensor names, such as `bert.` or `0.auto_model.`; empty for nothing, or where it is unclear."""
+    prefixes = {name.removesuffix(TABLE) for name in names if name.endswith(TABLE)}
+    return prefixes.pop() if len(prefixes) == 1 else ""
 
 
 def _copy(source: BinaryIO, target: BinaryIO, size_bytes: int) -> None:

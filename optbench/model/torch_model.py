@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-__all__ = ["EncoderLayer", "build_module", "encoder_layers", "load_torch_model", "resize_layer", "save_torch_model"]
+__all__ = ["EncoderLayer", "build_module", "encoder_layers", "load_torch_model", "quiet_transformers", "resize_layer", "save_torch_model"]
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def load_torch_model(folder: Path) -> "PreTrainedModel":
         found = f"only {pickles}, which is a pickle and can run code" if pickles else "no model.safetensors"
         raise BaseModelError(f"{folder}: {found}; optbench reads only safetensors: convert it with transformers' save_pretrained")
     try:
-        with _quiet_transformers():
+        with quiet_transformers():
             model, missing = _load_pruned(folder, body) if body.is_pruned else _load_alike(folder)
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         raise BaseModelError(f"{folder}: its weights cannot be loaded: {error}; download the model again") from error
@@ -243,10 +243,10 @@ def save_torch_model(model: "PreTrainedModel", source: Path, out: Path) -> Body:
 
 
 def build_module(folder: Path) -> "torch.nn.Module":
-    """Build the torch module of a checkpoint: transformer, pooling and normalization in one.
+    """Build the torch module of a checkpoint: transformer, pooling, normalization and truncation in one.
 
     Its `forward(input_ids, attention_mask)` takes (batch, tokens) int64 and returns `last_hidden_state`
-    (batch, tokens, hidden) and `sentence_embedding` (batch, hidden), float32.
+    (batch, tokens, hidden) and `sentence_embedding` (batch, dimension), float32.
 
     Raises:
         BaseModelError: the folder is not a whole checkpoint, or its weights do not fit its config.
@@ -270,6 +270,9 @@ def build_module(folder: Path) -> "torch.nn.Module":
                 pooled = (hidden * mask).sum(1) / mask.sum(1).clamp(min=1e-9)
             if description.normalize:
                 pooled = torch.nn.functional.normalize(pooled, p=2.0, dim=1)
+            if description.dimension is not None:
+                # After normalization and without another, as sentence-transformers does: shorter vectors have a length below 1.
+                pooled = pooled[:, : description.dimension]
             return hidden, pooled
 
     return SentenceEmbedder().eval()
@@ -291,7 +294,7 @@ def _import_transformers() -> None:
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """Keep transformers' progress bar and its table of missing weights off stderr: missing weights are an error here."""
     _import_transformers()
     from transformers.utils import logging

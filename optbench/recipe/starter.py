@@ -16,7 +16,8 @@ from optbench.base.package import find_package
 from optbench.base.source import HubSource, PackageSource, PathSource, parse_source
 from optbench.errors import BaseModelError, RecipeError
 from optbench.machine.progress import Progress, silent
-from optbench.model.checkpoint import Description, Pooling, describe, read_body, read_max_tokens, read_prompts
+from optbench.model.checkpoint import Description, Layout, Pooling, describe
+from optbench.model.settings import read_named_prompts
 from optbench.recipe.load import load_recipe
 from optbench.tasks.general import LANGUAGES
 
@@ -39,6 +40,7 @@ class Model:
         license: SPDX; `NOASSERTION` if the model states none.
         license_from: where the license is stated.
         languages: those that the model's card states and that there are general texts in; empty if it states none.
+        states_prompts: whether its files say what stands before queries and documents, be it nothing.
     """
 
     name: str
@@ -48,6 +50,22 @@ class Model:
     license_from: str
     description: Description
     languages: tuple[str, ...] = ()
+    states_prompts: bool = True
+
+    @property
+    def findings(self) -> dict[str, str]:
+        """What its files say, in words, by subject."""
+        about, body = self.description, self.description.body
+        prompts = ", ".join(f"{name} {text!r}" for name, text in about.prompts.model_dump().items() if text) or "none"
+        default = f"; {about.default_prompt} where none is named" if about.default_prompt else ""
+        return {
+            "family": f"{body.architecture}, {body.layers} layers of {body.hidden}, {body.parameters / 1e6:.1f} million parameters",
+            "pooling": f"{about.pooling}, {'normalized' if about.normalize else 'not normalized'}, {about.embedding_dimension} components",
+            "prompts": (prompts if self.states_prompts else "not stated") + default,
+            "longest input": f"{about.max_tokens} tokens",
+            "similarity": about.similarity,
+            "license": f"{self.license} ({self.license_from})" if self.license_from else "not stated",
+        }
 
 
 def read_model(
@@ -93,9 +111,9 @@ def read_model(
     found = license_id or (to_spdx(stated) if stated else None)
     given = "given" if license_id else place
     name = re.sub(r"[^a-z0-9_-]+", "-", name.lower()).strip("-_")[:64] or "model"
-    return Model(
-        name, str(source), revision, found or NOT_STATED, given if found else "", description, _card_languages(folder / "README.md")
-    )
+    states_prompts = bool({"query", "document", "passage"} & set(read_named_prompts(folder)))
+    languages = _card_languages(folder / "README.md")
+    return Model(name, str(source), revision, found or NOT_STATED, given if found else "", description, languages, states_prompts)
 
 
 def _parse(text: str) -> Any:
@@ -121,13 +139,7 @@ def _describe(folder: Path, pooling: Pooling | None, normalize: bool | None) -> 
             f"{folder}: has no modules.json, which specifies pooling and normalization; give --pooling mean or cls, and "
             "--normalize or --no-normalize, as in the model card"
         )
-    return Description(
-        body=read_body(folder),
-        pooling=pooling,
-        normalize=normalize,
-        prompts=read_prompts(folder),
-        max_tokens=read_max_tokens(folder),
-    )
+    return describe(folder, Layout(pooling, normalize))
 
 
 def _front_matter(path: Path) -> dict[str, Any]:
@@ -176,8 +188,10 @@ def render_recipe(model: Model, name: str) -> str:
         *(f"    {key}: {_scalar(value)}" for key, value in fields.items()),
         f"  pooling: {about.pooling}",
         f"  normalize: {json.dumps(about.normalize)}",
-        f"  prompts: {{query: {_quote(about.prompts.query)}, document: {_quote(about.prompts.document)}}}",
+        f"  prompts: {{query: {_quote(about.prompts.query)}, document: {_quote(about.prompts.document)}}}"
+        + ("" if model.states_prompts else "  # not stated by the model: write the prefixes that its card names"),
         f"  max_tokens: {about.max_tokens}",
+        *(f"  {key}: {value}" for key, value in _settings(about).items()),
         "targets:",
         "  # Over the fastest fp32 engine on the machine; or set baseline_ms and latency_ms for one reference machine (box).",
         "  speedup_min: 1.5",
@@ -222,6 +236,13 @@ def _calibration(model: Model) -> list[str]:
         *textwrap.wrap(f"languages: [{', '.join(languages)}]", 100, initial_indent="  ", subsequent_indent="    "),
         "  # files: [texts.txt]",
     ]
+
+
+def _settings(about: Description) -> dict[str, str]:
+    """The keys that most models leave at their defaults."""
+    settings = {"dimension": about.dimension, "default_prompt": about.default_prompt}
+    found = {key: _quote(value) if isinstance(value, str) else str(value) for key, value in settings.items() if value is not None}
+    return found if about.similarity == "cosine" else {**found, "similarity": about.similarity}
 
 
 def _trimming() -> list[str]:

@@ -74,8 +74,9 @@ def render_card(record: Record, verdict: Verdict) -> str:
         )
     parts.append(
         f"{inline(recipe.description) or 'A text-embedding encoder for CPUs.'} Made from `{_code(record.base)}` by optbench "
-        f"{record.optbench}: {', '.join(step.step for step in recipe.steps)}. Dimension {recipe.base.body.hidden}, {recipe.base.pooling} "
-        f"pooling{', normalized' if recipe.base.normalize else ''}, at most {recipe.base.max_tokens} tokens."
+        f"{record.optbench}: {', '.join(step.step for step in recipe.steps)}. Dimension {recipe.base.description.embedding_dimension}, "
+        f"{recipe.base.pooling} pooling{', normalized' if recipe.base.normalize else ''}, compared by {recipe.base.similarity}, at most "
+        f"{recipe.base.max_tokens} tokens."
     )
     summary = _summary(record)
     parts += [summary] if summary else []

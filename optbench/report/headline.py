@@ -82,7 +82,7 @@ def headline_of(record: Record) -> Headline | None:
         license=record.recipe.base.license,
         base=record.recipe.base.source if record.base == "random" else record.base,
         weights=record.weights,
-        dimension=record.recipe.base.body.hidden,
+        dimension=record.recipe.base.description.embedding_dimension,
         tokens=length,
         fp32=baseline.label,
         fp32_ms=latency_interval(baseline, length),

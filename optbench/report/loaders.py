@@ -38,6 +38,8 @@ def snippets_of(record: Record, folder: str) -> list[Snippet]:
         dimension=base.body.hidden,
         max_tokens=base.max_tokens,
         precision=str(precision) if precision else None,
+        truncate_dim=base.dimension,
+        default_prompt=base.default_prompt is not None,
     )
     query = Query(f'"{TEXT}"', repr(model.prompt + TEXT), has_prompt=bool(model.prompt))
     own = f'import optbench\n\nencoder = optbench.load({folder!r})\nvectors = encoder.encode(["{TEXT}"], prompt="query")'

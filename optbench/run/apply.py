@@ -18,17 +18,18 @@ from optbench.machine.staging import STAGING, staging_folder, sweep_staging
 from optbench.recipe.schema import Recipe
 from optbench.record.record import Record, write_record
 from optbench.record.verdict import Verdict, judge
+from optbench.run.cache import Cache
 from optbench.run.evaluate import StageEvaluator
 from optbench.run.inputs import check_inputs, describe_inputs
 from optbench.run.layer_latencies import measure_layer_latencies
 from optbench.run.listener import Listener, Silent
 from optbench.run.make import Maker
 from optbench.run.measurements import make_record, measure_served, time_stages
-from optbench.run.plan import BASELINE_INDEX, Options, Plan, Run, make_plan, walk
+from optbench.run.plan import BASELINE_INDEX, Item, Options, Plan, Run, make_plan, walk
 from optbench.run.schedule import expected_stages
 from optbench.steps.pruning.latency import LayerTimes
 
-__all__ = ["Applied", "CardRenderer", "apply", "export_artifact", "plan", "time_layers"]
+__all__ = ["Applied", "CardRenderer", "apply", "export_artifact", "obtain", "plan", "time_layers"]
 
 CardRenderer = Callable[[Record, Verdict], str]
 """Writes the model card of an exported folder, in Markdown."""
@@ -56,6 +57,20 @@ def plan(recipe: Recipe, options: Options) -> Plan:
     run = Run(recipe, options)
     check_inputs(run)
     return make_plan(run)
+
+
+def obtain(recipe: Recipe, cache: Cache, listener: Listener | None = None) -> Artifact:
+    """Obtain a recipe's base in the cache, and compare it with its own libraries.
+
+    Raises:
+        BaseModelError: it cannot be obtained, contradicts the recipe, or gives other ids or vectors than its libraries.
+        MachineError: the cache folder cannot be made, or the disk is full.
+    """
+    require_extra("build", "comparing a base with its libraries")
+    with _folder_errors():
+        cache.root.mkdir(parents=True, exist_ok=True)
+    run = Run(recipe, Options(cache=cache))
+    return Maker(run, listener or Silent())(Item("base", None, None, key=run.base_key)).artifact
 
 
 def time_layers(recipe: Recipe, options: Options, listener: Listener | None = None) -> LayerTimes:

@@ -67,6 +67,10 @@ class Cache:
         """What the step of a key reported when it ran, present or not."""
         return self.root / "reports" / f"{key}.json"
 
+    def conformance(self, key: str) -> Path:
+        """How a base compared with its own libraries, present or not."""
+        return self.root / "conformance" / f"{key}.json"
+
     def has(self, key: str) -> bool:
         """Whether a step's artifact and report are both present; neither is verified here."""
         return self.artifact(key).is_dir() and self.report(key).is_file()

@@ -19,11 +19,13 @@ from optbench.machine.disk import full_disk_errors
 from optbench.machine.progress import Progress
 from optbench.machine.worker import Worker, peak_rss_bytes
 from optbench.model.checkpoint import read_body
+from optbench.run.cache import Cache
+from optbench.run.conformance import read_conformance
 from optbench.run.inputs import RESOLVERS, receive
 from optbench.run.listener import Listener
 from optbench.run.plan import Item, Run, Stage, StepOutcome, walk
 from optbench.steps import Step
-from optbench.steps.base import StepContext
+from optbench.steps.base import StepContext, StepReport
 
 __all__ = ["Maker", "make_stages"]
 
@@ -71,7 +73,8 @@ class Maker:
         # The child has just written or verified every byte.
         artifact = open_artifact(Path(answer["path"]), verify=False)
         cached = before == artifact.sha256
-        self._listener.end(f"{'cached, verified, ' if cached else ''}{artifact.size_bytes / 1e6:.0f} MB, {outcome.seconds:.1f} s")
+        compared = f"; {answer['summary']}" if answer["summary"] else ""
+        self._listener.end(f"{'cached, verified, ' if cached else ''}{artifact.size_bytes / 1e6:.0f} MB, {outcome.seconds:.1f} s{compared}")
         return Stage(item, artifact, outcome, cached=cached)
 
     def _find(self, item: Item, key: str) -> Stage | None:
@@ -128,19 +131,25 @@ def make_stages(run: Run, listener: Listener) -> list[Stage]:
 
 
 def serve_base(payload: dict[str, Any], progress: Progress) -> Generator[Any, dict[str, Any], None]:
-    """The process of `Maker._obtain_base`: it keeps a download or the random weights out of this process's memory."""
+    """The process of `Maker._obtain_base`: it keeps a download, the random weights and the libraries out of this process's memory."""
     yield
     start = time.perf_counter()
+    base, cache = Base.model_validate(payload["base"]), Cache(Path(payload["cache"]))
     artifact = obtain_base(
-        Base.model_validate(payload["base"]),
-        cache=Path(payload["cache"]),
+        base,
+        cache=cache.root,
         weights=payload["weights"],
         override=payload["override"],
         key=payload["key"],
         progress=progress,
     )
-    outcome = StepOutcome(seconds=time.perf_counter() - start, peak_rss_bytes=peak_rss_bytes())
-    yield {"path": str(artifact.path), "outcome": outcome.model_dump(mode="json")}
+    found = read_conformance(artifact, base, cache, override=payload["override"], progress=progress)
+    report = StepReport()
+    if found is not None:
+        warnings = () if found.vectors_of else (f"base: {found.summary}",)
+        report = StepReport(warnings=warnings, facts={"conformance": found.model_dump(mode="json")})
+    outcome = StepOutcome(report=report, seconds=time.perf_counter() - start, peak_rss_bytes=peak_rss_bytes())
+    yield {"path": str(artifact.path), "outcome": outcome.model_dump(mode="json"), "summary": found.summary if found else ""}
 
 
 def serve_step(payload: dict[str, Any], progress: Progress) -> Generator[Any, dict[str, Any], None]:

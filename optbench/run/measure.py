@@ -19,7 +19,7 @@ from optbench.measure.load.concurrency import run_scenarios
 from optbench.measure.load.report import ScenarioReport
 from optbench.measure.stability import Stability, StabilityTexts, measure_stability
 from optbench.measure.subject import Subject
-from optbench.model.checkpoint import read_prompts
+from optbench.model.checkpoint import describe, read_prompts
 from optbench.model.tokenizer import encode_batch, load_tokenizer
 from optbench.recipe.schema import Scenarios, Workload
 from optbench.run.cache import Cache
@@ -70,7 +70,7 @@ def measure_task_accuracy(
 
     What the base has embedded is read from the cache, and the base is not opened.
     """
-    results = []
+    results, similarity = [], describe(subject.artifact.path).similarity
     with TextEncoder(subject, cache.embeddings, progress) as encode, ExitStack() as stack:
         base_encode = None if base is None else stack.enter_context(TextEncoder(base, cache.embeddings, progress))
         encode.expect(sum(map(_count_texts, data)))
@@ -78,7 +78,7 @@ def measure_task_accuracy(
             encode.begin(each.name)
             if base_encode is not None:
                 base_encode.begin(f"{each.name}, fp32 base")
-            results.append(measure_accuracy(encode, each, base=base_encode))
+            results.append(measure_accuracy(encode, each, base=base_encode, similarity=similarity))
     return tuple(results)
 
 

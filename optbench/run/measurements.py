@@ -155,5 +155,5 @@ def make_record(
         serving=served.serving,
         stability=served.stability,
         scenarios=served.scenarios,
-        warnings=(*random, *read_origin(base.path).warnings, *warnings, *latency.warnings, *load),
+        warnings=(*random, *read_origin(base.path).warnings, *stages[0][0].outcome.report.warnings, *warnings, *latency.warnings, *load),
     )

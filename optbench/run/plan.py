@@ -14,7 +14,7 @@ from typing import Any
 
 from optbench.artifact.folder import Artifact, hash_file, open_artifact, read_manifest_sha256
 from optbench.artifact.manifest import Kind, Weights
-from optbench.base.obtain import base_key
+from optbench.base.obtain import base_key, check_source
 from optbench.errors import RecipeError
 from optbench.machine.cpu import Isa, Machine, read_machine
 from optbench.machine.frozen import Frozen
@@ -330,8 +330,13 @@ def source_name(run: Run) -> str:
 
 
 def make_plan(run: Run) -> Plan:
-    """Plan a run: nothing is made, verified or written."""
+    """Plan a run: nothing is made, verified or written.
+
+    Raises:
+        BaseModelError: the base's own files contradict the recipe, or ask for what optbench does not export.
+    """
     recipe, cache = run.recipe, run.cache
+    check_source(recipe.base, run.options.weights, run.options.base)
     # Four bytes a parameter; every later form is at most that large.
     size = 4 * recipe.base.body.parameters
     missing, base_state = 0, "cached"

@@ -164,6 +164,14 @@ def test_command_writes_says_and_warns(model_folder: Path, tmp_path: Path) -> No
         "source": f"path:{model_folder}",
         "revision": None,
         "license": "NOASSERTION",
+        "found": {
+            "family": "XLMRobertaModel, 2 layers of 32, 0.0 million parameters",
+            "pooling": "cls, normalized, 32 components",
+            "prompts": "query 'query: '",
+            "longest input": "64 tokens",
+            "similarity": "cosine",
+            "license": "not stated",
+        },
     }
     assert "states no license" in result.stderr
     assert load_recipe(path).name == "my-model_v2"

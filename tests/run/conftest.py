@@ -9,10 +9,14 @@ import pytest
 
 import optbench
 from optbench.artifact.folder import Artifact
+from optbench.base.entry import Base
+from optbench.base.obtain import obtain_base
+from optbench.model.checkpoint import describe
 from optbench.recipe.load import load_recipe
 from optbench.recipe.schema import Recipe
 from optbench.run.apply import Applied
 from optbench.run.cache import Cache
+from optbench.run.conformance import read_conformance
 from optbench.run.plan import Options
 from tests.conftest import WORDS
 from tests.run.runs import STEPS
@@ -61,11 +65,21 @@ tasks:
     return write
 
 
+@pytest.fixture(scope="session")
+def base_cache(tmp_path_factory: pytest.TempPathFactory, make_checkpoint: Callable[..., Artifact]) -> Path:
+    """A cache that holds the tiny recipe's base, compared with its libraries: importing those in every run would take most of its time."""
+    folder, cache = make_checkpoint().path, Cache(tmp_path_factory.mktemp("base") / "cache")
+    base = Base(source=f"path:{folder}", license="MIT", **describe(folder).model_dump())
+    assert read_conformance(obtain_base(base, cache=cache.root), base, cache) is not None
+    return cache.root
+
+
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, write_recipe: Callable[..., Path]) -> tuple[Recipe, Path, Applied]:
+def finished(tmp_path_factory: pytest.TempPathFactory, write_recipe: Callable[..., Path], base_cache: Path) -> tuple[Recipe, Path, Applied]:
     """A recipe that has run once, and the folder that holds its cache and output."""
     recipe = load_recipe(write_recipe(task="task: retail"))
     root = tmp_path_factory.mktemp("finished")
+    shutil.copytree(base_cache, root / "cache")
     return recipe, root, optbench.apply(recipe, Options(cache=Cache(root / "cache"), output=root / "exported"))
 
 
@@ -77,5 +91,6 @@ def finished_options(finished: tuple[Recipe, Path, Applied], options: Options, t
 
 
 @pytest.fixture
-def options(tmp_path: Path) -> Options:
+def options(tmp_path: Path, base_cache: Path) -> Options:
+    shutil.copytree(base_cache, tmp_path / "cache")
     return Options(cache=Cache(tmp_path / "cache"), output=tmp_path / "exported")

@@ -44,6 +44,26 @@ def run_step(source: Artifact, folder: Path, **options: Any) -> tuple[Path, Step
     return out, ExportOnnx(**options).run(source, out, StepContext(scratch=scratch, machine=read_machine()))
 
 
+def test_graph_truncates_after_normalization_as_sentence_transformers_does(
+    make_checkpoint: Callable[..., Artifact], tmp_path: Path
+) -> None:
+    source = make_checkpoint()
+    copy = tmp_path / "source"
+    shutil.copytree(source.path, copy)
+    (copy / "manifest.json").unlink()
+    settings = json.loads((copy / "config_sentence_transformers.json").read_text())
+    (copy / "config_sentence_transformers.json").write_text(json.dumps({**settings, "truncate_dim": 12}))
+    out, _ = run_step(seal(copy, tmp_path / "sealed", Kind.CHECKPOINT, "random"), tmp_path)
+    session = ort.InferenceSession(str(out / "onnx" / "model.onnx"))
+    ids = np.array([[1, 5, 6, 2], [1, 7, 8, 2]])
+    (rows,) = session.run(["sentence_embedding"], {"input_ids": ids, "attention_mask": np.ones_like(ids)})
+    with torch.inference_mode():
+        whole = build_module(source.path)(torch.tensor(ids), torch.ones(2, 4, dtype=torch.int64))[1].numpy()
+    assert rows.shape == (2, 12)
+    np.testing.assert_allclose(rows, whole[:, :12], atol=TINY_ABSOLUTE)
+    assert json.loads((out / "config_sentence_transformers.json").read_text())["truncate_dim"] == 12
+
+
 @pytest.fixture(scope="module")
 def export(make_checkpoint: Callable[..., Artifact], make_artifact: Callable[..., Artifact]) -> Callable[..., tuple[Artifact, Path]]:
     def make(architecture: str = "BertModel", pooling: str = "mean", normalize: bool = True) -> tuple[Artifact, Path]:
