@@ -14,7 +14,7 @@ from optbench.artifact.folder import Artifact
 from optbench.base import layout, obtain, tokenizer
 from optbench.base.entry import Base
 from optbench.encoder import Encoder
-from optbench.engines import Torch
+from optbench.engines.torch import Torch
 from optbench.errors import BaseModelError
 from optbench.machine.progress import silent
 from optbench.model import checkpoint, settings
