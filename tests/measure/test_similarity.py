@@ -1,9 +1,12 @@
 """Similarity functions: those of sentence-transformers, in a corpus, in pools and by pair."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
-from optbench.measure.accuracy import embed_texts, measure_accuracy
+from optbench.measure.accuracy import Side, embed_texts, measure_accuracy
 from optbench.measure.ranking import NearestDocuments, PoolScores
 from optbench.measure.similarity import pair_similarities, similarities
 from optbench.model.settings import Similarity
@@ -40,7 +43,7 @@ def test_ranking_by_each_function_puts_another_document_first() -> None:
 
 
 def test_texts_keep_their_length_unless_compared_by_cosine() -> None:
-    def encode(texts: object, side: object) -> np.ndarray:
+    def encode(texts: Sequence[str], side: Side) -> NDArray[np.float32]:
         return np.array([[3.0, 4.0]], dtype=np.float32)
 
     assert np.linalg.norm(embed_texts(encode, ["a"], "query", "dot")) == 5
@@ -51,7 +54,7 @@ def test_pairs_are_judged_by_the_models_own_function() -> None:
     rows = {"a": [1.0, 0.0], "b": [1.0, 0.0], "c": [5.0, 5.0], "d": [2.0, 0.0]}
     data = PairData(name="pairs", first=("a", "a", "a"), second=("b", "c", "d"), scores=(1.0, 3.0, 2.0), language="en", synthetic=False)
 
-    def encode(texts: list[str], side: object) -> np.ndarray:
+    def encode(texts: Sequence[str], side: Side) -> NDArray[np.float32]:
         return np.array([rows[text] for text in texts], dtype=np.float32)
 
     # By dot product 1, 5, 2: the order of the scores. By cosine 1, 0.7, 1: not.

@@ -111,6 +111,11 @@ def drop_special_tokens(folder: Path) -> None:
     edit(folder / "tokenizer.json", post_processor=None)
 
 
+def lower_case_of_the_library(folder: Path) -> None:
+    edit(folder / "tokenizer_config.json", do_lower_case=False)
+    edit(folder / "sentence_bert_config.json", do_lower_case=True)
+
+
 def legacy_length(folder: Path) -> None:
     (folder / "sentence_bert_config.json").unlink()
     edit(folder / "sentence_roberta_config.json", max_seq_length=12)
@@ -151,10 +156,7 @@ APPLIED = [
     Setting("special tokens", drop_special_tokens, keep_tokenizer, r"tokenizer_config\.json.* post_processor"),
     Setting(
         "do_lower_case of sentence-transformers",
-        lambda folder: (
-            edit(folder / "tokenizer_config.json", do_lower_case=False),
-            edit(folder / "sentence_bert_config.json", do_lower_case=True),
-        ),
+        lower_case_of_the_library,
         lambda patch: patch.setattr(tokenizer, "lowercases_first", lambda folder: False),
         r"tokenizer_config\.json.* normalizer \(do_lower_case",
     ),
