@@ -15,10 +15,12 @@ from optbench.errors import MachineError
 from optbench.machine.disk import free_disk, full_disk_errors
 from optbench.machine.extras import require_extra
 from optbench.machine.staging import STAGING, staging_folder, sweep_staging
+from optbench.machine.worker import Worker
 from optbench.recipe.schema import Recipe
 from optbench.record.record import Record, write_record
 from optbench.record.verdict import Verdict, judge
 from optbench.run.cache import Cache
+from optbench.run.conformance import serve_exported_ids
 from optbench.run.evaluate import StageEvaluator
 from optbench.run.inputs import check_inputs, describe_inputs
 from optbench.run.layer_latencies import measure_layer_latencies
@@ -114,6 +116,10 @@ def apply(recipe: Recipe, options: Options, render_card: CardRenderer, listener:
         ]
         run.cache.sweep_unfinished()
         stages = [stage for stage, _ in evaluated]
+        if tokenizer_changed(stages[0].artifact, stages[-1].artifact):
+            listener.begin("tokenizer")
+            with Worker(serve_exported_ids, {"folder": str(stages[-1].artifact.path)}) as worker:
+                listener.end(str(worker.request({}, listener.update)))
         latency = time_stages(run, stages, listener)
         served = measure_served(run, stages[-1], evaluator, listener)
         record = make_record(run, evaluated, latency, served, evaluator.warnings)
@@ -140,6 +146,12 @@ def _locked(path: Path, name: str) -> AbstractContextManager[object]:
         raise MachineError(
             f"{path}: another run of {name} is writing to this output folder; wait for it, or name another --output"
         ) from None
+
+
+def tokenizer_changed(base: Artifact, final: Artifact) -> bool:
+    """Whether a step wrote another tokenizer than the base's, whose ids have been compared already."""
+    one, other = (artifact.manifest.files["tokenizer.json"] for artifact in (base, final))
+    return one != other
 
 
 def export_artifact(artifact: Artifact, record: Record, output: Path, card: str) -> Path:

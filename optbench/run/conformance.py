@@ -9,11 +9,11 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,7 @@ from optbench.base.obtain import find_source
 from optbench.base.tokenizer import differing_parts, reference_tokenizer
 from optbench.encoder import Encoder
 from optbench.engines.torch import Torch
-from optbench.errors import BaseModelError
+from optbench.errors import BaseModelError, StepError
 from optbench.machine.frozen import Frozen
 from optbench.machine.progress import Progress, silent
 from optbench.model.checkpoint import Description, describe, read_named_prompts
@@ -39,7 +39,7 @@ from optbench.run.cache import Cache
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-__all__ = ["Conformance", "check_conformance", "read_conformance"]
+__all__ = ["Conformance", "check_conformance", "check_exported_ids", "read_conformance", "serve_exported_ids"]
 
 # Both compute in float32 and differ only in how attention is summed: 1e-6 and less on every model that was tried.
 COSINE_MIN = 0.99999
@@ -152,6 +152,35 @@ def check_conformance(artifact: Artifact, source: Path, progress: Progress) -> C
     return Conformance(
         texts=len(texts), ids_of=ids_of, vectors_of=f"sentence-transformers {_version('sentence-transformers')}", cosine_min=worst
     )
+
+
+def check_exported_ids(folder: Path) -> str:
+    """Compare the ids of an artifact with those that transformers, and so its other loaders, read from the artifact's own folder.
+
+    Returns:
+        One phrase for the terminal.
+
+    Raises:
+        StepError: an id differs; names the parts of the tokenizer.
+    """
+    description = describe(folder)
+    ours, theirs = load_tokenizer(folder), reference_tokenizer(folder)
+    theirs.enable_truncation(description.max_tokens)
+    texts = conformance_texts(ours, description.max_tokens)
+    for text in texts:
+        one, other = ours.encode(text).ids, theirs.encode(text).ids
+        if one != other and max(other, default=0) < description.body.vocabulary:
+            raise StepError(
+                f"the artifact's tokenizer gives {text[:TEXT_SHOWN]!r} {_shown(one)}, transformers gives {_shown(other)} from the same folder "
+                f"({', '.join(differing_parts(ours, theirs)) or 'truncation'}); leave out trim_vocabulary, and report the tokenizer"
+            )
+    return f"{len(texts)} texts: ids of transformers {_version('transformers')}"
+
+
+def serve_exported_ids(payload: dict[str, Any], progress: Progress) -> Generator[Any, dict[str, Any], None]:
+    """A process of its own for `check_exported_ids`: transformers stays out of the caller's memory."""
+    yield
+    yield check_exported_ids(Path(payload["folder"]))
 
 
 def _why_no_vectors(artifact: Artifact, source: Path, description: Description) -> tuple[str, Path | None]:
