@@ -12,14 +12,16 @@ import pytest
 
 from optbench.artifact.folder import Artifact
 from optbench.base import layout, obtain, tokenizer
+from optbench.base.conformance_texts import conformance_texts
 from optbench.base.entry import Base
 from optbench.encoder import Encoder
 from optbench.engines.torch import Torch
-from optbench.errors import BaseModelError
+from optbench.errors import BaseModelError, StepError
 from optbench.machine.progress import silent
 from optbench.model import checkpoint, settings
 from optbench.run import conformance
-from optbench.run.conformance import check_conformance
+from optbench.run.cache import Cache
+from optbench.run.conformance import check_conformance, check_exported_ids, read_conformance
 
 TEXTS = ["red shoe", "Red BOOT, small", "waterproof laptop charger cable desk lamp oak chair " * 12, "x"]
 
@@ -209,3 +211,72 @@ def test_check_finds_a_setting_that_is_missed(setting: Setting, folder: Path, tm
         monkeypatch.undo()  # what reads the library's ids without the library shares that function
     with pytest.raises(BaseModelError, match=setting.found):
         check_conformance(artifact, folder, silent)
+
+
+def test_result_is_kept_for_the_same_bytes_and_libraries(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = Cache(tmp_path / "cache")
+    base = Base(source=f"path:{folder}", license="MIT", **checkpoint.describe(folder).model_dump())
+    artifact = obtain.obtain_base(base, cache=cache.root)
+    first = read_conformance(artifact, base, cache)
+    assert first is not None
+    assert first.summary.startswith("32 texts: ids and vectors of sentence-transformers 6.2")
+    monkeypatch.setattr(conformance, "check_conformance", lambda *_: pytest.fail("compared again"))
+    assert read_conformance(artifact, base, cache) == first
+
+
+def test_ids_are_compared_where_sentence_transformers_is_not_installed(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artifact = obtain_from(folder, tmp_path / "cache")
+    monkeypatch.setattr(conformance, "find_spec", lambda name: None)
+    found = check_conformance(artifact, folder, silent)
+    assert found.vectors_of is None
+    assert "vectors not compared: sentence-transformers is not installed" in found.summary
+    edit(folder / "tokenizer_config.json", do_lower_case=False)
+    with pytest.raises(BaseModelError, match="normalizer"):
+        check_conformance(artifact, folder, silent)
+
+
+def test_weights_that_differ_are_named(folder: Path, tmp_path: Path) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    artifact = obtain_from(folder, tmp_path / "cache")
+    weights = load_file(folder / "model.safetensors")
+    weights["encoder.layer.1.output.dense.weight"] = weights["encoder.layer.1.output.dense.weight"][::-1].copy()
+    (folder / "model.safetensors").unlink()  # it is linked into the cache
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(BaseModelError, match=r"config\.json or model\.safetensors .*cosine -?0\.\d+ to sentence-transformers'"):
+        check_conformance(artifact, folder, silent)
+
+
+def test_pooling_that_differs_is_named(folder: Path, tmp_path: Path) -> None:
+    artifact = obtain_from(folder, tmp_path / "cache")
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"embedding_dimension": 32, "pooling_mode": "cls"}))
+    with pytest.raises(BaseModelError, match=r"modules\.json, 1_Pooling/config\.json"):
+        check_conformance(artifact, folder, silent)
+
+
+def test_folder_without_modules_json_is_compared_as_the_recipe_completes_it(folder: Path, tmp_path: Path) -> None:
+    base = Base(source=f"path:{folder}", license="MIT", **checkpoint.describe(folder).model_dump())
+    (folder / "modules.json").unlink()
+    found = check_conformance(obtain.obtain_base(base, cache=tmp_path / "cache"), folder, silent)
+    assert found.vectors_of is not None
+
+
+def test_ids_of_an_artifact_are_those_of_its_other_loaders(folder: Path, tmp_path: Path) -> None:
+    path = shutil.copytree(obtain_from(folder, tmp_path / "cache").path, tmp_path / "artifact")
+    assert check_exported_ids(path).startswith("32 texts: ids of transformers")
+    edit(path / "tokenizer_config.json", do_lower_case=False)
+    with pytest.raises(StepError, match=r"the artifact's tokenizer gives .*normalizer"):
+        check_exported_ids(path)
+
+
+def test_texts_hold_what_tokenizers_stumble_over() -> None:
+    from tokenizers import Tokenizer, models
+
+    texts = conformance_texts(Tokenizer(models.WordLevel({"[UNK]": 0}, unk_token="[UNK]")), max_tokens=64)
+    assert len(texts) == len(set(texts)) == 32
+    assert texts[0] == ""
+    assert any("\x00" in text for text in texts)
+    assert any("\u200d" in text for text in texts)
+    assert len(texts[-1].split()) == 3 * 64
