@@ -171,7 +171,7 @@ def check_exported_ids(folder: Path) -> str:
         one, other = ours.encode(text).ids, theirs.encode(text).ids
         if one != other and max(other, default=0) < description.body.vocabulary:
             raise StepError(
-                f"the artifact's tokenizer gives {text[:TEXT_SHOWN]!r} {_shown(one)}, transformers gives {_shown(other)} in the same folder "
+                f"its tokenizer gives {text[:TEXT_SHOWN]!r} {_shown(one)}, transformers gives {_shown(other)} in the same folder "
                 f"({', '.join(differing_parts(ours, theirs)) or 'truncation'}); leave out trim_vocabulary, and report the tokenizer"
             )
     return f"{len(texts)} texts: ids of transformers {_version('transformers')}"

@@ -267,7 +267,7 @@ def test_ids_of_an_artifact_are_those_of_its_other_loaders(folder: Path, tmp_pat
     path = shutil.copytree(obtain_from(folder, tmp_path / "cache").path, tmp_path / "artifact")
     assert check_exported_ids(path).startswith("32 texts: ids of transformers")
     edit(path / "tokenizer_config.json", do_lower_case=False)
-    with pytest.raises(StepError, match=r"the artifact's tokenizer gives .*normalizer"):
+    with pytest.raises(StepError, match=r"its tokenizer gives .*normalizer"):
         check_exported_ids(path)
 
 
