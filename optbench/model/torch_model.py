@@ -139,6 +139,7 @@ def load_torch_model(folder: Path) -> "PreTrainedModel":
         pickles = ", ".join(pickles_among(path.name for path in folder.glob("*")))
         found = f"only {pickles}, which is a pickle and can run code" if pickles else "no model.safetensors"
         raise BaseModelError(f"{folder}: {found}; optbench reads only safetensors: convert it with transformers' save_pretrained")
+    _import_transformers()
     try:
         with quiet_transformers():
             model, missing = _load_pruned(folder, body) if body.is_pruned else _load_alike(folder)
@@ -296,7 +297,6 @@ def _import_transformers() -> None:
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
     """Keep transformers' progress bar and its table of missing weights off stderr: missing weights are an error here."""
-    _import_transformers()
     from transformers.utils import logging
 
     def without_bar(factory: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
