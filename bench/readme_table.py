@@ -11,6 +11,8 @@ from pathlib import Path
 from optbench.record.record import Record, newest_record
 from optbench.record.verdict import fastest_baseline, judge
 from optbench.report.accuracy import accuracy_table
+from optbench.report.decimals import fixed
+from optbench.report.headline import speed_target
 from optbench.report.page import save_figure
 from optbench.report.plots import headline_plot
 from optbench.report.table import Table, latency_interval, reading_length, to_markdown, tradeoff_table
@@ -26,22 +28,25 @@ def replace_between(path: Path, name: str, text: str) -> None:
     path.write_text(f"{before}{begin}\n\n{text.strip()}\n\n{end}{rest.split(end)[1]}", encoding="utf-8")
 
 
-def summary_row(record: Record) -> list[str]:
-    """One recipe: fp32 and optimized latency, the judged speed-ups, size and verdict."""
-    length = reading_length(record)
-    verdict = judge(record)
-    final = record.timing(record.final.timing or "")
+def summary_rows(records: Sequence[Record]) -> list[list[str]]:
+    """One row per recipe: fp32 and optimized latency, the judged speed-ups, target, size and verdict."""
+    rows = []
+    for record in records:
+        length = reading_length(record)
+        labels = ("torch fp32", fastest_baseline(record, length), record.final.timing or "")
+        rows.append([latency_interval(record.timing(label), length).point for label in labels])
+    columns = [fixed(column) for column in zip(*rows, strict=True)]
+    return [[record.recipe.name, *ms, *_judged_cells(record)] for record, *ms in zip(records, *columns, strict=True)]
+
+
+def _judged_cells(record: Record) -> list[str]:
+    verdict, lengths = judge(record), record.recipe.workload.judged
     speedups = [finding.value for finding in verdict.findings if finding.unit == "x"]
-    lengths = record.recipe.workload.judged
     return [
-        record.recipe.name,
-        f"{latency_interval(record.timing('torch fp32'), length).point:.3g}",
-        f"{latency_interval(record.timing(fastest_baseline(record, length)), length).point:.3g}",
-        f"{latency_interval(final, length).point:.3g}",
         f"{min(speedups):.2f}-{max(speedups):.2f} ({lengths[0]}-{lengths[-1]})",
-        f">= {record.recipe.targets.speedup:.2f}",
+        speed_target(record),
         f"{record.points[0].size_bytes / 1e6:.0f} -> {record.final.size_bytes / 1e6:.0f}",
-        f"{verdict.outcome}" + (" (latency)" if record.weights == "random" else ""),
+        verdict.title,
     ]
 
 
@@ -57,7 +62,7 @@ def summary(records: Sequence[Record]) -> str:
     if random := [record.recipe.name for record in records if record.weights == "random"]:
         note += f" {', '.join(random)} ran with random weights: their latency is true, and their accuracy is not judged."
     about = "Speed-up of each recipe over the fastest fp32 engine of its run, with 95 % intervals"
-    return f"![{about}]({FIGURE})\n\n" + to_markdown(Table("", columns, [summary_row(record) for record in records], note))
+    return f"![{about}]({FIGURE})\n\n" + to_markdown(Table("", columns, summary_rows(records), note))
 
 
 def steps(records: Sequence[Record]) -> str:

@@ -12,6 +12,7 @@ from pydantic import TypeAdapter
 from bench.peers.runs import FOLDER, AccuracyRow, AccuracyRun, LatencyRow, LatencyRun
 from bench.readme_table import replace_between
 from optbench.errors import OptbenchError
+from optbench.report.decimals import decimals_for
 from optbench.report.table import Table, to_markdown
 
 PAGE = Path(__file__).parents[2] / "docs" / "peers.md"
@@ -20,12 +21,13 @@ RUN: TypeAdapter[LatencyRun | AccuracyRun] = TypeAdapter(LatencyRun | AccuracyRu
 INPUTS = {"ids": "token ids to embedding", "text": "text to embedding, with tokenization and the library's own overhead"}
 
 
-def latency_cells(row: LatencyRow) -> list[str]:
+def latency_cells(row: LatencyRow, decimals: dict[int, int]) -> list[str]:
     """Milliseconds by length, and the speed-up over the first row at 16 tokens."""
     if row.reason is not None:
         return ["did not run", *[""] * len(LENGTHS)]
     at = row.speedup[16]
-    return [*(f"{row.ms[length].point:.3g}" for length in LENGTHS), f"{at.point:.2f} ({at.low:.2f}..{at.high:.2f})"]
+    ms = [f"{row.ms[length].point:.{decimals[length]}f}" for length in LENGTHS]
+    return [*ms, f"{at.point:.2f} ({at.low:.2f}..{at.high:.2f})"]
 
 
 def accuracy_cells(row: AccuracyRow | None, tasks: list[str]) -> list[str]:
@@ -46,9 +48,10 @@ def comparison(latency: LatencyRun, accuracy: AccuracyRun | None) -> str:
     known = {row.name: row for row in accuracy.rows} if accuracy else {}
     tasks = [result.task for result in next(iter(known.values())).accuracy] if known else []
     head = ["peer", "precision", *(f"ms@{length}" for length in LENGTHS), "x@16", "cosine", *(f"nDCG@10 {task}" for task in tasks)]
+    decimals = {length: decimals_for(row.ms[length].point for row in latency.rows if row.reason is None) for length in LENGTHS}
     rows, reasons = [], []
     for row in latency.rows:
-        rows.append([row.name, row.precision, *latency_cells(row), *accuracy_cells(known.get(row.name), tasks)])
+        rows.append([row.name, row.precision, *latency_cells(row, decimals), *accuracy_cells(known.get(row.name), tasks)])
         why = row.reason or (known[row.name].reason if row.name in known else None)
         if why:
             reasons.append(f"{row.name} did not run: {why}.")

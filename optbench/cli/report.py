@@ -29,7 +29,7 @@ def report(
     percentile: Annotated[
         int | None, typer.Option("--percentile", min=1, max=99, help="Percentile of the latency table. Default: 50.")
     ] = None,
-    table: Annotated[bool, typer.Option("--table", help="One row per record: model, license, latency, loss, size, box.")] = False,
+    table: Annotated[bool, typer.Option("--table", help="One row per record: verdict, latency, loss, targets, size, license.")] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print tables as markdown.")] = False,
     html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write one self-contained page with every figure.")] = None,
     figure: Annotated[Path | None, typer.Option("--figure", metavar="FILE", help="Write a figure as .svg or .png.")] = None,
@@ -46,7 +46,7 @@ def report(
     from optbench.record.record import find_record
     from optbench.record.verdict import judge
     from optbench.report.contents import record_tables
-    from optbench.report.headline import headline_of, headline_table
+    from optbench.report.headline import headline_of, headline_tables
     from optbench.report.table import verdict_table
 
     given = {"--html": html, "--figure": figure, "--table": table, "--markdown": markdown, "--json": as_json}
@@ -70,7 +70,7 @@ def report(
             found = [headline_of(record) for record in records]
             print_json("report", headline=[each.model_dump(mode="json") for each in found if each is not None])
         else:
-            _print([headline_table(records)], markdown)
+            _print(headline_tables(records), markdown)
         return
     if as_json:
         shown = [{"record": record.model_dump(mode="json"), "verdict": judge(record).model_dump(mode="json")} for record in records]

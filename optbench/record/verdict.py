@@ -18,7 +18,7 @@ from optbench.measure.weighting import weighted_mean_change
 from optbench.recipe.schema import Targets
 from optbench.record.record import Record
 
-__all__ = ["Finding", "Outcome", "Verdict", "accuracy_findings", "fastest_baseline", "judge"]
+__all__ = ["Finding", "Outcome", "Verdict", "accuracy_findings", "fastest_baseline", "judge", "judged_in_ms"]
 
 
 class Outcome(StrEnum):
@@ -52,11 +52,21 @@ class Finding(Frozen):
 
 
 class Verdict(Frozen):
-    """All findings and the overall outcome."""
+    """All findings and the overall outcome.
+
+    Attributes:
+        latency_only: the weights are random, so accuracy was not judged.
+    """
 
     outcome: Outcome
     judged_by: str
     findings: tuple[Finding, ...]
+    latency_only: bool = False
+
+    @property
+    def title(self) -> str:
+        """The outcome as people read it: `pass`, or `pass, latency only`."""
+        return f"{self.outcome}, latency only" if self.latency_only else str(self.outcome)
 
     @property
     def exit_status(self) -> int:
@@ -85,12 +95,17 @@ def fastest_baseline(record: Record, length: int) -> str:
     return min(record.baselines, key=lambda label: record.timing(label).median_ms(length))
 
 
+def judged_in_ms(record: Record) -> bool:
+    """Whether the recipe's milliseconds decide: the machine is the box that they refer to, at its full instruction set."""
+    targets, box = record.recipe.targets, matching_box(record.machine)
+    return box is not None and box.name == targets.box and record.isa is None and targets.latency_ms is not None
+
+
 def _latency_findings(record: Record) -> tuple[str, list[Finding]]:
     targets, final = record.recipe.targets, record.final.timing
     if final is None:
         return "nothing: latency was not measured", []
-    box = matching_box(record.machine)
-    on_box = box is not None and box.name == targets.box and record.isa is None and targets.latency_ms is not None
+    on_box = judged_in_ms(record)
     candidate = record.timing(final)
     findings = []
     for length in record.recipe.workload.judged:
@@ -184,4 +199,4 @@ def judge(record: Record) -> Verdict:
         outcome = Outcome.PASS
     if record.weights == "random":
         judged_by += "; accuracy is not judged: the weights are random"
-    return Verdict(outcome=outcome, judged_by=judged_by, findings=tuple(findings))
+    return Verdict(outcome=outcome, judged_by=judged_by, findings=tuple(findings), latency_only=record.weights == "random")

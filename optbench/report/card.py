@@ -8,7 +8,8 @@ from optbench.base.license import hub_license
 from optbench.record.record import Record
 from optbench.record.verdict import Verdict
 from optbench.report.contents import command_of, record_tables
-from optbench.report.headline import headline_of
+from optbench.report.decimals import fixed
+from optbench.report.headline import headline_of, title_of
 from optbench.report.loaders import snippets_of
 from optbench.report.table import Table, to_markdown, verdict_table
 from optbench.report.text import inline, printable
@@ -53,7 +54,7 @@ def card_metadata(record: Record) -> "ModelCardData":
     languages = sorted(language for language in spoken if LANGUAGE.fullmatch(language) and language != "und")
     tags = ["optbench", "sentence-transformers", str(record.final.kind), *(step.step for step in recipe.steps if "export" not in step.step)]
     return ModelCardData(
-        model_name=recipe.publishes or recipe.name,
+        model_name=title_of(record),
         language=languages or None,
         library_name="sentence-transformers",
         pipeline_tag="sentence-similarity",
@@ -66,7 +67,7 @@ def card_metadata(record: Record) -> "ModelCardData":
 def render_card(record: Record, verdict: Verdict) -> str:
     """Render the card: front matter, then markdown."""
     recipe = record.recipe
-    parts = [f"---\n{card_metadata(record).to_yaml()}\n---", f"# {inline(recipe.publishes or recipe.name)}"]
+    parts = [f"---\n{card_metadata(record).to_yaml()}\n---", f"# {inline(title_of(record))}"]
     if record.weights == "random":
         parts.append(
             "> **Random weights.** Latency, memory and the steps are those of a body of this shape. The embeddings are meaningless: "
@@ -113,8 +114,9 @@ def _summary(record: Record) -> str:
     found = headline_of(record)
     if found is None:
         return ""
+    before, after = fixed([found.fp32_ms.point, found.optimized_ms.point])
     text = (
-        f"**{found.fp32_ms.point:.3g} ms to {found.optimized_ms.point:.3g} ms** at {found.tokens} tokens, {found.speedup.point:.2f} times "
+        f"**{before} ms to {after} ms** at {found.tokens} tokens, {found.speedup.point:.2f} times "
         f"as fast as {found.fp32} ({found.speedup.low:.2f}..{found.speedup.high:.2f}), {found.fp32_bytes / 1e6:.0f} MB to "
         f"{found.optimized_bytes / 1e6:.0f} MB."
     )

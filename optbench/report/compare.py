@@ -2,6 +2,7 @@
 
 from optbench.measure.statistics import Interval
 from optbench.record.compare import Compared, Comparison
+from optbench.report.decimals import fixed
 from optbench.report.table import Table, percent_cells, sentences
 
 __all__ = ["comparison_tables"]
@@ -11,7 +12,8 @@ def comparison_tables(comparison: Comparison) -> list[Table]:
     """Milliseconds of each run, speed-ups or multiples of the floor, and accuracy if measured."""
     lengths = list(comparison.entries[0].ms)
     head = ["record", *map(str, lengths)]
-    raw = [[entry.label, *(f"{entry.ms[length].point:.3g}" for length in lengths)] for entry in comparison.entries]
+    columns = [fixed([entry.ms[length].point for entry in comparison.entries]) for length in lengths]
+    raw = [list(row) for row in zip([entry.label for entry in comparison.entries], *columns, strict=True)]
     rows = [[entry.label, *(_ratio_cell(entry.relative[length]) for length in lengths)] for entry in comparison.entries if entry.relative]
     first = comparison.entries[0].label
     if comparison.normalize == "floor":

@@ -20,7 +20,7 @@ from optbench.record.record import Record
 from optbench.record.verdict import judge
 from optbench.report import plots
 from optbench.report.contents import command_of, record_tables
-from optbench.report.headline import Headline, headline_of, headline_table
+from optbench.report.headline import Headline, headline_of, headline_tables, title_of
 from optbench.report.peers import PeerRun, peer_tables, speedup_rows
 from optbench.report.table import Table, is_text_column, verdict_table
 from optbench.report.text import printable
@@ -178,7 +178,6 @@ def _cell(text: str, number: bool) -> Cell:
 def _record_part(page: _Page, record: Record, floor: Mapping[int, float]) -> Part:
     verdict = judge(record)
     command = command_of(record)
-    name = record.recipe.publishes or record.recipe.name
     waterfall = "Milliseconds after each step, with 95 % intervals. The dashed line is the fastest fp32 engine."
     accuracy = "Each task's metric against the base in torch fp32, with paired 95 % intervals. The dashed orange line is the allowed loss."
     plane = "Each step by its latency and by the task that lost most. Dashed: the recipe's targets. Stepped: the Pareto front."
@@ -214,7 +213,7 @@ def _record_part(page: _Page, record: Record, floor: Mapping[int, float]) -> Par
     headline = headline_of(record)
     return Part(
         id=page.id("record"),
-        title=name,
+        title=title_of(record),
         short=f"{record.recipe.name} {record.created[:10]}",
         text=record.recipe.description,
         verdict=str(verdict.outcome).replace(" ", "-"),
@@ -247,7 +246,7 @@ def _overview(page: _Page, records: Sequence[Record]) -> Part:
     figures = page.figures(
         [("Speed-up by recipe", caption, plots.headline_plot(records))], "optbench report --figure headline.svg", wide=True
     )
-    tables = [page.table(headline_table(records), command)]
+    tables = [page.table(table, command) for table in headline_tables(records)]
     return Part(id=page.id("part"), title="Headline", short="headline", figures=figures, tables=tables)
 
 

@@ -1,6 +1,7 @@
 """Results of the peers, other ways to run the same models on the same machine, from the files of the peers' benchmark."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
@@ -10,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from optbench.errors import RecordError
 from optbench.measure.fidelity import Fidelity
 from optbench.measure.statistics import Change, Interval
+from optbench.report.decimals import fixed
 from optbench.report.table import Table
 
 __all__ = ["PeerRun", "peer_tables", "read_peers", "speedup_rows"]
@@ -88,9 +90,9 @@ def speedup_rows(run: PeerRun) -> list[dict[str, Any]]:
     rows = []
     for row in run.rows:
         if row.reason is None and length is not None and length in row.speedup:
-            ms = median(row.round_medians_ns[length]) / 1e6
             found = row.speedup[length]
-            text = {"text": f"{found.point:.2f}x", "more": f"{ms:.3g} ms at {length} tokens"}
+            (ms,) = fixed([median(row.round_medians_ns[length]) / 1e6])
+            text = {"text": f"{found.point:.2f}x", "more": f"{ms} ms at {length} tokens"}
             rows.append({"model": _named(row), "x": found.point, "low": found.low, "high": found.high, **text})
     return sorted(rows, key=lambda row: -row["x"])
 
@@ -107,7 +109,8 @@ def peer_tables(run: PeerRun) -> list[Table]:
     ran = [row for row in run.rows if row.reason is None]
     if run.kind == "latency":
         lengths = sorted({length for row in ran for length in row.round_medians_ns})
-        rows = [[_named(row), *(_speed_cell(row, length) for length in lengths)] for row in ran]
+        columns = [_speed_cells(ran, length) for length in lengths]
+        rows = [list(row) for row in zip(map(_named, ran), *columns, strict=True)]
         note = f"Median ms, and the speed-up over {_named(ran[0]) if ran else 'the first'} in the same rounds. {about}."
         tables = [Table("Peers: latency in ms by tokens", ["peer", *map(str, lengths)], rows, note)]
     else:
@@ -120,11 +123,15 @@ def peer_tables(run: PeerRun) -> list[Table]:
     return [table for table in tables if table.rows]
 
 
-def _speed_cell(row: PeerRow, length: int) -> str:
-    if not row.round_medians_ns.get(length):
-        return ""
-    ms = f"{median(row.round_medians_ns[length]) / 1e6:.3g}"
-    return f"{ms} ({row.speedup[length].point:.2f}x)" if length in row.speedup else ms
+def _speed_cells(rows: Sequence[PeerRow], length: int) -> list[str]:
+    """A column: each peer's milliseconds and speed-up; empty where it was not timed."""
+    medians = [median(row.round_medians_ns[length]) / 1e6 if row.round_medians_ns.get(length) else None for row in rows]
+    shown = iter(fixed([ms for ms in medians if ms is not None]))
+    cells = ["" if ms is None else next(shown) for ms in medians]
+    return [
+        f"{cell} ({row.speedup[length].point:.2f}x)" if cell and length in row.speedup else cell
+        for row, cell in zip(rows, cells, strict=True)
+    ]
 
 
 def _cosine_cells(row: PeerRow) -> list[str]:

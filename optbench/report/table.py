@@ -9,6 +9,7 @@ from optbench.measure.stability import STABILITY_COLUMNS, Stability, stability_r
 from optbench.measure.statistics import Interval, percentile_interval
 from optbench.record.record import Point, Record
 from optbench.record.verdict import Outcome, Verdict, fastest_baseline
+from optbench.report.decimals import fixed
 from optbench.report.text import inline
 
 __all__ = [
@@ -77,7 +78,7 @@ def tradeoff_table(record: Record) -> Table:
     rows = []
     for point in record.points:
         fidelity = point.fidelity_to_base
-        cosines = [f"{fidelity.mean:.4f}", f"{fidelity.minimum:.4f}"] if fidelity else ["1", "1"]
+        cosines = [f"{fidelity.mean:.4f}", f"{fidelity.minimum:.4f}"] if fidelity else ["1.0000", "1.0000"]
         speed = _speed_cells(record, point, fastest, length)
         rows.append(
             [point.label, str(point.engine["engine"]), f"{point.size_bytes / 1e6:.0f}", *speed, *cosines, *_hostile_cells(record, point)]
@@ -125,11 +126,10 @@ def latency_interval(timing: Timing, length: int, percentile: int = 50) -> Inter
 def latency_table(record: Record, percentile: int = 50) -> Table:
     """Milliseconds by token length of every timed model, and the relative half-width of the widest interval."""
     lengths = sorted(record.recipe.workload.lengths)
-    rows = []
-    for timing in record.timings:
-        intervals = [latency_interval(timing, length, percentile) for length in lengths]
-        widest = max(interval.half_width / interval.point for interval in intervals)
-        rows.append([timing.label, *(f"{interval.point:.3g}" for interval in intervals), f"{100 * widest:.1f}"])
+    found = [[latency_interval(timing, length, percentile) for length in lengths] for timing in record.timings]
+    columns = [fixed([interval.point for interval in column]) for column in zip(*found, strict=True)]
+    widest = [f"{100 * max(interval.half_width / interval.point for interval in intervals):.1f}" for intervals in found]
+    rows = [list(row) for row in zip([timing.label for timing in record.timings], *columns, widest, strict=True)]
     note = f"±%: the largest half-width of these 95 % intervals. {record.threads} threads, batch {record.recipe.workload.batch}, "
     note += record.machine.cpu + (f", limited to {record.isa}" if record.isa else "")
     return Table(f"p{percentile} latency in ms by tokens", ["model", *map(str, lengths), "±%"], rows, note + ".")
@@ -222,7 +222,7 @@ def verdict_table(verdict: Verdict) -> Table:
         rows.append([finding.about, *shown, str(finding.outcome)])
     note = f"95 % confidence intervals. Judged by {verdict.judged_by}."
     columns = ["target", "found", "interval", "required", "outcome"]
-    return Table(f"Verdict: {verdict.outcome}", columns, rows, "\n".join([note, *unsettled_reasons(verdict)]))
+    return Table(f"Verdict: {verdict.title}", columns, rows, "\n".join([note, *unsettled_reasons(verdict)]))
 
 
 def unsettled_reasons(verdict: Verdict) -> list[str]:

@@ -18,7 +18,7 @@ from optbench.machine.cpu import read_machine
 from optbench.machine.peaks import Peaks
 from optbench.record.record import Record, write_record
 from optbench.report import plots
-from optbench.report.headline import headline_of, headline_table
+from optbench.report.headline import headline_of, headline_tables
 from optbench.report.page import require_plots, save_figure
 from optbench.report.peers import peer_tables, read_peers, speedup_rows
 from optbench.report.table import to_markdown
@@ -136,13 +136,13 @@ def test_headline_has_what_the_field_asks_for(make_steps_record: Callable[..., R
     assert found.speedup.point == pytest.approx(2.5, rel=0.02)
     assert found.loss is not None
     assert found.loss.change.point > 0
-    text = to_markdown(headline_table([record]))
-    for word in ("MIT", "1024", "2.5", "CPU", "2 threads", "+"):
+    text = "".join(map(to_markdown, headline_tables([record])))
+    for word in ("MIT", "1024", "2.5", "CPU", "2 threads", "+", ">= 2.25x (90 -> 40 ms)", "| -1.0 |", found.outcome):
         assert word in text
 
 
 def test_headline_of_random_weights_gives_no_loss(make_steps_record: Callable[..., Record]) -> None:
-    text = to_markdown(headline_table([make_steps_record(weights="random")]))
+    text = to_markdown(headline_tables([make_steps_record(weights="random")])[0])
     assert "random weights" in text
     assert "%" not in text.split("\n")[2]
 
@@ -153,7 +153,7 @@ def test_peers_are_read_and_those_that_did_not_run_say_why(tmp_path: Path) -> No
     runs = read_peers(tmp_path)
     tables = [table for run in runs for table in peer_tables(run)]
     assert [table.title for table in tables] == ["Peers: latency in ms by tokens", "Peers that did not run", "Peers: accuracy"]
-    assert tables[0].rows[0][1] == "6 (1.50x)"
+    assert tables[0].rows[0][1] == "6.00 (1.50x)"
     assert "cannot be installed" in tables[1].rows[0][1]
 
 
@@ -226,5 +226,5 @@ def test_plot_of_several_records_is_the_headline_only(make_record: Callable[...,
 
 def test_markdown_of_tables_is_printed_for_a_readme(make_steps_record: Callable[..., Record], tmp_path: Path) -> None:
     path = str(write_record(make_steps_record(), tmp_path))
-    assert "| model | license |" in report(path, "--table", "--markdown")
+    assert "| model | verdict |" in report(path, "--table", "--markdown")
     assert "## Accuracy after each step" in report(path, "--markdown")
