@@ -13,8 +13,7 @@ from optbench.record.verdict import fastest_baseline, judge
 from optbench.report.accuracy import accuracy_table
 from optbench.report.decimals import fixed
 from optbench.report.headline import speed_target
-from optbench.report.page import save_figure
-from optbench.report.plots import headline_plot
+from optbench.report.plots import headline_plot, save_figure
 from optbench.report.table import Table, latency_interval, reading_length, to_markdown, tradeoff_table
 
 ROOT = Path(__file__).parent.parent
@@ -61,7 +60,7 @@ def summary(records: Sequence[Record]) -> str:
     )
     if random := [record.recipe.name for record in records if record.weights == "random"]:
         note += f" {', '.join(random)} ran with random weights: their latency is true, and their accuracy is not judged."
-    about = "Speed-up of each recipe over the fastest fp32 engine of its run, with 95 % intervals"
+    about = "Speed-up of each recipe over the fastest fp32 engine of its run, with 95 % intervals, and its target in orange"
     return f"![{about}]({FIGURE})\n\n" + to_markdown(Table("", columns, summary_rows(records), note))
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["report"]
 
 PEERS = Path("bench/peers/results")
-Plot = Literal["headline", "waterfall", "accuracy", "plane", "lengths"]
+Plot = Literal["headline", "recipes", "waterfall", "accuracy", "plane", "lengths", "queries", "load"]
 
 
 def report(
@@ -34,7 +34,7 @@ def report(
     html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write one self-contained page with every figure.")] = None,
     figure: Annotated[Path | None, typer.Option("--figure", metavar="FILE", help="Write a figure as .svg or .png.")] = None,
     plot: Annotated[
-        Plot | None, typer.Option("--plot", help="Which figure: headline for several records, waterfall for one when left out.")
+        Plot | None, typer.Option("--plot", help="Which figure: headline or recipes for several records; when left out, waterfall for one.")
     ] = None,
     peers: Annotated[Path | None, typer.Option("--peers", help=f"The peers' results for the page; default: {PEERS} if it exists.")] = None,
     probe: Annotated[
@@ -131,23 +131,25 @@ def _write_page(out: Path, paths: "Sequence[Path]", records: "Sequence[Record]",
 
 def _write_figure(out: Path, records: "Sequence[Record]", plot: Plot | None) -> None:
     from optbench.report import plots
-    from optbench.report.page import require_plots, save_figure
 
-    require_plots()
+    plots.require_plots()
     kind = plot or ("waterfall" if len(records) == 1 else "headline")
-    if kind != "headline" and len(records) > 1:
+    if kind not in ("headline", "recipes") and len(records) > 1:
         raise OptbenchError(f"--plot {kind} shows one record, {len(records)} were chosen; name one")
     drawers = {
         "headline": lambda: plots.headline_plot(records),
+        "recipes": lambda: plots.recipes_plot(records),
         "waterfall": lambda: plots.tradeoff_plot(records[0]),
         "accuracy": lambda: plots.accuracy_plot(records[0]),
         "plane": lambda: plots.plane_plot(records[0]),
         "lengths": lambda: plots.latency_plot(records[0], {}),
+        "queries": lambda: plots.query_plot(records[0]),
+        "load": lambda: plots.load_plot(records[0]),
     }
     chart = drawers[kind]()
     if chart is None:
         raise OptbenchError(f"--plot {kind}: the record of {records[0].created} has nothing to draw; choose another plot")
-    save_figure(chart, out)
+    plots.save_figure(chart, out)
 
 
 def _floors(records: "Sequence[Record]", probes: "Sequence[Path]") -> dict[str, dict[int, float]]:

@@ -4,7 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from optbench import cli
 from optbench.measure.statistics import Change, Interval
 from optbench.record.record import Record
 from optbench.report.page import Difference, render_page
@@ -60,10 +62,23 @@ def page(make_steps_record: Callable[..., Record], page_folder: Path) -> Path:
         records = [make_steps_record(), make_steps_record("".join(HOSTILE), created="2026-11-25T12:00:00Z")]
         floors = {f"{record.machine.fingerprint} {record.recipe.name}": {8: 5.0, 128: 20.0} for record in records}
         hostile = "".join(HOSTILE)
-        difference = Difference(hostile, [Table(hostile, ["a", hostile], [[hostile, "1.5"], ["x", "0.5"]], hostile)], [hostile], hostile)
+        difference = Difference(
+            "gte-large", [Table(hostile, ["a", hostile], [[hostile, "1.5"], ["x", "0.5"]], hostile)], [hostile], hostile
+        )
         path.write_text(
             render_page(records, floors=floors, differences=[difference], peers=peer_runs(hostile), peers_from="peers"), "utf-8"
         )
+    return path
+
+
+@pytest.fixture
+def exported_page(page_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The page of the records of this repository, with its peers and what changed between records."""
+    path = page_folder / "exported.html"
+    monkeypatch.chdir(Path(__file__).parents[2])
+    if not path.exists():
+        result = CliRunner().invoke(cli.app, ["report", "--html", str(path)], catch_exceptions=False)
+        assert result.exit_code == 0, result.output
     return path
 
 

@@ -19,7 +19,6 @@ from optbench.machine.peaks import Peaks
 from optbench.record.record import Record, write_record
 from optbench.report import plots
 from optbench.report.headline import headline_of, headline_tables
-from optbench.report.page import require_plots, save_figure
 from optbench.report.peers import peer_tables, read_peers, speedup_rows
 from optbench.report.table import to_markdown
 
@@ -173,7 +172,7 @@ def test_broken_peers_are_refused_by_name(content: str, said: str, tmp_path: Pat
 def test_without_the_libraries_the_cure_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "altair", None)
     with pytest.raises(OptbenchError, match=r"pip install 'optbench\[report\]'"):
-        require_plots()
+        plots.require_plots()
 
 
 def report(*arguments: str) -> str:
@@ -207,9 +206,9 @@ def test_figure_of_another_ending_or_place_is_an_error(make_steps_record: Callab
     chart = plots.headline_plot([make_steps_record()])
     assert chart is not None
     with pytest.raises(OptbenchError, match=r"\.svg or \.png"):
-        save_figure(chart, tmp_path / "figure.gif")
+        plots.save_figure(chart, tmp_path / "figure.gif")
     with pytest.raises(OptbenchError, match="cannot be written"):
-        save_figure(chart, tmp_path / "none" / "figure.svg")
+        plots.save_figure(chart, tmp_path / "none" / "figure.svg")
 
 
 def test_probe_that_is_none_is_refused(make_record: Callable[..., Record], tmp_path: Path) -> None:

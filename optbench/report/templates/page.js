@@ -7,8 +7,9 @@ const config = {
   view: { stroke: null },
   axis: {
     labelColor: "currentColor", titleColor: "currentColor", domainColor: "currentColor", tickColor: "currentColor", gridColor: "currentColor",
-    gridOpacity: 0.12, domainOpacity: 0.4, tickOpacity: 0.4, labelFontSize: 12, titleFontSize: 12, titleFontWeight: "normal",
+    gridOpacity: 0.12, domainOpacity: 0.4, tickOpacity: 0.4, labelFontSize: 11, titleFontSize: 11, titleFontWeight: "normal",
   },
+  axisX: { labelOverlap: "greedy", labelSeparation: 6 },
   legend: { labelColor: "currentColor", titleColor: "currentColor", labelFontSize: 12 },
 };
 
@@ -38,6 +39,36 @@ async function draw() {
   }
   if (failures.length) console.error(failures.join("\n"));
   document.documentElement.dataset.drawn = String(failures.length === 0);
+}
+
+// A table wider than its card is shown row by row; the width that it needs is kept, so that it comes back when there is room.
+function fit() {
+  for (const card of document.querySelectorAll(".table")) {
+    const scroll = card.querySelector(".scroll");
+    if (!scroll.clientWidth) continue; // collapsed
+    if (card.dataset.need === undefined) {
+      if (scroll.scrollWidth <= scroll.clientWidth) continue;
+      card.dataset.need = scroll.scrollWidth + card.clientWidth - scroll.clientWidth;
+    }
+    card.classList.toggle("stacked", card.parentNode.clientWidth < Number(card.dataset.need));
+  }
+}
+
+// Roles keep a table a table to screen readers, however it is shown.
+function label() {
+  for (const table of document.querySelectorAll("table")) {
+    const names = [...table.tHead.rows[0].cells].map((cell) => cell.textContent);
+    table.setAttribute("role", "table");
+    for (const group of [table.tHead, table.tBodies[0]]) group.setAttribute("role", "rowgroup");
+    for (const row of table.rows) row.setAttribute("role", "row");
+    for (const cell of table.tHead.rows[0].cells) cell.setAttribute("role", "columnheader");
+    for (const row of table.tBodies[0].rows) {
+      [...row.cells].forEach((cell, index) => {
+        cell.setAttribute("role", index ? "cell" : "rowheader");
+        if (index) cell.dataset.label = names[index];
+      });
+    }
+  }
 }
 
 function say(text) {
@@ -85,4 +116,9 @@ document.addEventListener("click", (event) => {
   if (button?.closest("thead")) sortBy(button);
   if (button?.classList.contains("copy")) copy(button);
 });
+addEventListener("resize", fit);
+// The event does not bubble: it is caught on its way down.
+document.addEventListener("toggle", fit, true);
+label();
+fit();
 draw();
