@@ -1,7 +1,7 @@
 """Latency by token length, every line named at its end."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from optbench.record.record import Record
 from optbench.report.decimals import fixed
@@ -45,8 +45,8 @@ def latency_plot(record: Record, floor: Mapping[int, float]) -> "alt.LayerChart 
     models, lengths = order(rows, "model"), sorted({row["tokens"] for row in rows})
     axis = Axis(*padded([row[key] for row in rows for key in ("low", "high")], 0.03, log=True), bottom=HEIGHT, top=0, log=True)
     # The names stand to the right of the last length.
-    right = {"expr": f"width - {text_px(models) + LABEL_PX + 4}"}
-    scale = alt.Scale(type="log", domain=[lengths[0], lengths[-1]], range=[LEFT_PX, right], nice=False)
+    pixels: list[Any] = [LEFT_PX, {"expr": f"width - {text_px(models) + LABEL_PX + 4}"}]
+    scale = alt.Scale(type="log", domain=[lengths[0], lengths[-1]], range=pixels, nice=False)
     x = alt.X("tokens:Q", title="tokens", scale=scale, axis=alt.Axis(values=lengths, grid=False))
     y = alt.Y("ms:Q", title="ms", scale=axis.scale())
     base = chart_of(rows).encode(x=x, color=role_color(), tooltip=[alt.Tooltip(f"{name}:N") for name in ("model", "tokens", "text")])

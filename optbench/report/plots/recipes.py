@@ -111,7 +111,7 @@ def _limits(judged: Sequence[Mapping[str, float]], axis: Axis) -> "list[alt.Char
     if not judged:
         return []
     y = alt.Y("change:Q", title="change of accuracy, %", scale=axis.scale())
-    rows = [{"change": limit, "label": f"allowed {limit:.1f} %"} for limit in sorted({row["limit"] for row in judged})]
+    rows: list[Row] = [{"change": limit, "label": f"allowed {limit:.1f} %"} for limit in sorted({row["limit"] for row in judged})]
     named = [{**row, "px": axis.px(row["change"]) - LABEL_GAP / 2} for row in rows]
     text = chart_of(named).mark_text(align="left", dx=4, baseline="middle", fontSize=FONT_SIZE, color="currentColor")
     return [

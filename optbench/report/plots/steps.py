@@ -82,7 +82,7 @@ def waterfall_plot(record: Record, height: int | None = None) -> "alt.LayerChart
     )
     interval = base.mark_rule(strokeWidth=2, color="currentColor").encode(x="low:Q", x2="high:Q")
     text = base.mark_text(align="left", dx=8, fontSize=FONT_SIZE, color="currentColor").encode(x="high:Q", text="text:N")
-    lines = [
+    lines: list[Row] = [
         {"ms": baseline, "label": f"{fastest} {texts[0]} ms", "color": BASELINE},
         {"ms": target, "label": f"target {texts[1]} ms", "color": TARGET},
     ]
