@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optbench.engines import OpenVino
+from optbench.engines.openvino import OpenVino
 from optbench.measure.footprint import MemorySample
 from optbench.measure.load.report import Concurrency, ConcurrencyResult, ScenarioReport
 from optbench.measure.load.scenarios import HighestRate, RateTrial

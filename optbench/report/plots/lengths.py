@@ -27,8 +27,8 @@ def latency_rows(record: Record, floor: Mapping[int, float]) -> list[Row]:
         for length in lengths:
             found = latency_interval(timing, length)
             point, low, high = fixed([found.point, found.low, found.high])
-            ms = {"ms": found.point, "low": found.low, "high": found.high}
-            rows.append({"model": timing.label, "role": role, "tokens": length, **ms, "text": f"{point} ms ({low}..{high})"})
+            figures = {"ms": found.point, "low": found.low, "high": found.high}
+            rows.append({"model": timing.label, "role": role, "tokens": length, **figures, "text": f"{point} ms ({low}..{high})"})
     for tokens, ms in sorted(floor.items()):
         (text,) = fixed([ms])
         rows.append({"model": "floor, int8", "role": "floor", "tokens": tokens, "ms": ms, "low": ms, "high": ms, "text": f"{text} ms"})
