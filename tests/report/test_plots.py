@@ -44,7 +44,7 @@ def data_of(chart: Any) -> list[dict[str, Any]]:
     """Every row of every layer's data."""
     spec = chart.to_dict()
     named = spec.get("datasets", {})
-    data = [layer["data"] for layer in spec["layer"] if "data" in layer] + [spec["data"]] * ("data" in spec)
+    data = [part["data"] for part in (spec, *spec["layer"]) if "data" in part]
     return [row for each in data for row in (named[each["name"]] if "name" in each else each["values"])]
 
 

@@ -109,7 +109,12 @@ def change_rows(record: Record) -> list[Row]:
 
 
 def decisive_change(record: Record, point: Point) -> Row | None:
-    """The change of accuracy that the verdict is about, in %, of any step: of the task, or the mean over tasks, on the judged index."""
+    """The change of accuracy that the verdict is about, in %, of any step: of the task, or the mean over tasks, on the judged index.
+
+    None with random weights, whose accuracy means nothing.
+    """
+    if record.weights == "random":
+        return None
     try:
         findings = accuracy_findings(record.points[0].accuracy, point.accuracy, record.recipe.targets)
     except MeasureError:
