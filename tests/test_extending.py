@@ -206,7 +206,7 @@ ids = np.array([[2, 5, 3]])
 session = recipe.engine_for(Kind.ONNX).open(artifact)
 print(type(session).__name__, session.embed(ids, np.ones_like(ids)).shape)
 print([(data.name, len(data.queries)) for data in load_tasks(recipe.tasks)])
-bundle = read_bundle(copied, (copied / MANIFEST).read_bytes(), {})
+bundle = read_bundle(copied, (copied / MANIFEST).read_bytes(), {}, scratch)
 print(open_destination("shelf://shelf").upload(bundle, print).where)
 """
 

@@ -143,23 +143,26 @@ def headline_tables(records: Sequence[Record]) -> list[Table]:
         "loss %": ["" if each.loss is None else "{} ({})".format(*percent_cells(each.loss.change)) for each in found],
         "allowed": ["" if each.latency_only else f"{-100 * each.targets.accuracy_loss_max:+.1f}" for each in found],
         "on": [_task(each) for each in found],
-        "MB": [f"{each.fp32_bytes / 1e6:.0f} -> {each.optimized_bytes / 1e6:.0f}" for each in found],
     }
     note = (
         "fp32: the fastest fp32 engine on that machine; latencies are medians at batch 1; x is computed round by round, and the target "
-        "holds at every judged length. Loss: relative, of the task that lost most, + is a gain; in parentheses 95 % intervals. MB: the "
-        "base's files and the artifact's."
+        "holds at every judged length. Loss: relative, in the main metric of the task that lost most, + is a gain; in parentheses 95 % "
+        "intervals."
     )
     if any(each.latency_only for each in found):
         note += " Latency only: the weights were random, so the latency is true and accuracy cannot be measured."
     models = {
         "base": [each.base.removeprefix("hub:").removeprefix("package:") for each in found],
         "license": [each.license for each in found],
+        "MB": [f"{each.fp32_bytes / 1e6:.0f} -> {each.optimized_bytes / 1e6:.0f}" for each in found],
         "dim": [str(each.dimension) for each in found],
         "fp32 engine": [each.fp32 for each in found],
         "box": [f"{each.box}, {each.threads} threads" + (f", {each.isa}" if each.isa else "") for each in found],
     }
-    return [_by_model("Headline", names, answers, note), _by_model("Models and machines", names, models)]
+    return [
+        _by_model("Headline", names, answers, note),
+        _by_model("Models and machines", names, models, "MB: the base's files and the artifact's."),
+    ]
 
 
 def _by_model(title: str, names: Sequence[str], columns: Mapping[str, Sequence[str]], note: str = "") -> Table:
@@ -170,4 +173,4 @@ def _by_model(title: str, names: Sequence[str], columns: Mapping[str, Sequence[s
 def _task(found: Headline) -> str:
     if found.loss is None:
         return "random weights" if found.latency_only else "not measured"
-    return f"{found.loss.metric} {found.loss.task}{', synthetic' if found.loss.synthetic else ''}"
+    return found.loss.task + (", synthetic" if found.loss.synthetic else "")

@@ -46,7 +46,7 @@ def test_completion_of_a_shell_names_commands_and_values() -> None:
 
 
 def test_ctrl_c_exits_130(monkeypatch: pytest.MonkeyPatch) -> None:
-    def stopped(path: Path) -> None:
+    def stopped(path: Path, **_: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("optbench.recipe.load.load_recipe", stopped)

@@ -50,6 +50,6 @@ def test_guide_leads_from_a_model_to_a_published_artifact(
             recipe.write_text(text, encoding="utf-8")
         if words[1] == "apply":
             # The summary's next command is the guide's.
-            assert done.stdout.splitlines()[-1].split(maxsplit=1) == ["next", "optbench report exported/my-model"]
+            assert done.stdout.rstrip().splitlines()[-1].split(maxsplit=1) == ["next", "optbench report exported/my-model"]
             assert "my-model: pass" in done.stdout
     assert open_artifact(Path("pulled")).sha256 == open_artifact(Path("exported/my-model")).sha256

@@ -134,12 +134,15 @@ def test_loader_that_fails_says_its_last_words(both: Path, tmp_path: Path) -> No
     assert row.note
 
 
-def test_folder_without_the_loaders_graph_says_which_file_it_needs(make_artifact: Callable[..., Artifact]) -> None:
+def test_folder_without_the_loaders_graph_says_which_file_it_needs(make_artifact: Callable[..., Artifact], tmp_path: Path) -> None:
     rows = check(make_artifact(Kind.OPENVINO).path, ("fastembed", "text-embeddings-inference", "openvino"))
     assert rows["fastembed"].status is rows["text-embeddings-inference"].status is Status.NEEDS_FILE
     assert "reads onnx/model.onnx; optbench extend" in rows["fastembed"].note
     assert rows["openvino"].status is Status.OK
-    without = check(make_artifact(Kind.ONNX).path, ("fastembed",))["fastembed"]
+    shutil.copytree(make_artifact(Kind.ONNX).path, tmp_path / "staging")
+    for name in (MANIFEST, "tokenizer_config.json"):
+        (tmp_path / "staging" / name).unlink()
+    without = check(seal(tmp_path / "staging", tmp_path / "sealed", Kind.ONNX, "random").path, ("fastembed",))["fastembed"]
     assert without.status is Status.NEEDS_FILE
     assert without.note.startswith("reads tokenizer_config.json")
 

@@ -22,7 +22,7 @@ from transformers import MPNetConfig, MPNetModel
 from optbench.artifact.folder import Artifact, open_artifact, seal
 from optbench.artifact.manifest import Kind
 from optbench.engines.contract import OUTPUTS
-from optbench.errors import MachineError, StepError
+from optbench.errors import BaseModelError, MachineError, StepError
 from optbench.machine.cpu import read_machine
 from optbench.model.checkpoint import read_body
 from optbench.model.torch_model import build_module
@@ -280,7 +280,7 @@ def test_body_with_another_activation_is_refused(make_checkpoint: Callable[..., 
     config = json.loads((staging / "config.json").read_text())
     (staging / "config.json").write_text(json.dumps({**config, "hidden_act": "relu"}))
     source = seal(staging, tmp_path / "sealed", Kind.CHECKPOINT, "random")
-    with pytest.raises(StepError, match=r"not that of a BertModel of 2 layers with GELU: 0 Gelu, not 2; check hidden_act"):
+    with pytest.raises(BaseModelError, match=r"config\.json: hidden_act is 'relu': optbench exports the activation gelu"):
         run_step(source, tmp_path)
 
 
