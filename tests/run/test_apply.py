@@ -1,6 +1,9 @@
 """The main job on a tiny model: cached, resumable, refused where it cannot end well."""
 
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -121,3 +124,34 @@ def test_too_little_disk_is_said_before_anything_is_made(
 def test_recipe_round_trips_through_its_record(write_recipe: Callable[..., Path]) -> None:
     recipe = load_recipe(write_recipe())
     assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe
+
+
+KILLED = """\
+import os, signal, sys
+from pathlib import Path
+from optbench.artifact.folder import open_artifact
+from optbench.record.record import newest_record
+from optbench.run import apply as runner
+
+artifact, exported, point = open_artifact(Path(sys.argv[1])), Path(sys.argv[2]), sys.argv[3]
+record = newest_record(exported).model_copy(update={"created": "2030-01-01T00:00:00Z"})
+setattr(runner, point, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+runner.export_artifact(artifact, record, exported.parent, "card")
+"""
+
+
+@pytest.mark.parametrize("point", ["write_record", "seal"])
+def test_kill_within_the_export_leaves_the_earlier_folder(
+    finished: tuple[Recipe, Path, Applied], finished_options: Options, point: str
+) -> None:
+    made = next(
+        folder
+        for folder in finished_options.cache.artifacts.iterdir()
+        if open_artifact(folder).sha256 == finished[2].record.final.artifact_sha256
+    )
+    exported = finished_options.output / "tiny"
+    before = open_artifact(exported).sha256
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(made), str(exported), point], capture_output=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert open_artifact(exported).sha256 == before
+    assert_nothing_half_written(finished_options)
