@@ -142,6 +142,6 @@ def test_full_disk_in_every_stage_is_one_clear_error_and_the_next_run_goes_on(
     finally:
         limit_files(resource.RLIM_INFINITY)
     assert all("free some space" in message for message in messages), messages
-    # What writes a model or a record; the others write nothing of that size.
-    assert {"base", "0 export_onnx", "1 convert_openvino", "2 quantize_static", "export"} <= set(spared), spared
+    # What writes a model or a record. The base comes from a shared cache; the other stages write nothing of that size.
+    assert {"0 export_onnx", "1 convert_openvino", "2 quantize_static", "export"} <= set(spared), spared
     assert open_artifact(applied.folder)
