@@ -123,7 +123,8 @@ def test_check_and_plan_take_the_tasks_that_apply_takes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_that_ends_a_command_says_where_it_stopped(number: signal.Signals) -> None:
     program = (
-        "import time\nfrom optbench.cli.progress import watching\n"
+        # Under nohup the test's own processes ignore SIGHUP.
+        "import signal, time\nsignal.signal(signal.SIGHUP, signal.SIG_DFL)\nfrom optbench.cli.progress import watching\n"
         "with watching() as watch:\n    watch.begin('2 quantize_static')\n    print('begun', flush=True)\n    time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
