@@ -50,7 +50,8 @@ def check(
     from optbench.base.obtain import check_source
     from optbench.recipe.load import load_recipe
 
-    parse_tasks(task)
+    for each in parse_tasks(task):
+        each.check_files()
     results: list[dict[str, Any]] = []
     for path in recipes:
         try:

@@ -209,8 +209,8 @@ def check_inputs(run: "Run") -> None:
     if calibrates(run.recipe):
         _ = run.calibration
     for index, step in enumerate(run.recipe.steps):
-        if "sentence-transformers" in step.libraries:
-            require_extra("train", f"the step {step.step}")
+        if step.extra is not None:
+            require_extra(step.extra, f"the step {step.step}")
         for need in step.inputs():
             if isinstance(need, RecipeFiles):
                 try:

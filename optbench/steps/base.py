@@ -162,6 +162,7 @@ class BaseStep(Frozen, ABC):
         takes: kinds of artifact it accepts.
         version: raised whenever the same options would give other bytes; part of the cache key.
         libraries: distributions whose versions are part of the cache key.
+        extra: the extra that it needs besides `build`.
         pace: rough seconds that it takes, fixed and for each 1e8 weights of the body, for the time left of a run.
     """
 
@@ -171,6 +172,7 @@ class BaseStep(Frozen, ABC):
     gives: ClassVar[Kind]
     version: ClassVar[int]
     libraries: ClassVar[tuple[str, ...]]
+    extra: ClassVar[str | None] = None
     pace: ClassVar[tuple[float, float]] = (5.0, 20.0)
 
     def expected_seconds(self, body: Body) -> float:

@@ -1,8 +1,6 @@
 """The layout of a base: what the recipe and the checkpoint's files settle, for every loader, and the tokenizer that transformers builds."""
 
 import json
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,15 +13,6 @@ from optbench.base.obtain import check_source, obtain_base
 from optbench.base.origin import read_origin
 from optbench.errors import BaseModelError
 from optbench.model.checkpoint import Prompts, describe
-
-
-@pytest.fixture
-def folder(tmp_path: Path, make_checkpoint: Callable[..., Artifact]) -> Path:
-    """A checkpoint folder that a test may change."""
-    copy = tmp_path / "model"
-    shutil.copytree(make_checkpoint().path, copy)
-    (copy / "manifest.json").unlink()
-    return copy
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,15 +19,6 @@ from optbench.base.origin import read_origin
 from optbench.errors import BaseModelError, MachineError
 from optbench.model.checkpoint import Prompts, describe
 from optbench.model.safetensors import read_header
-
-
-@pytest.fixture
-def folder(tmp_path: Path, make_checkpoint: Callable[..., Artifact]) -> Path:
-    """A checkpoint folder that a test may change."""
-    copy = tmp_path / "model"
-    shutil.copytree(make_checkpoint().path, copy)
-    (copy / "manifest.json").unlink()
-    return copy
 
 
 @pytest.fixture

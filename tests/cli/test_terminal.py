@@ -147,3 +147,10 @@ def test_document_of_a_bug_is_json(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     with pytest.raises(SystemExit):
         cli.main()
     assert json.loads(capsys.readouterr().out)["error"]["type"] == "ZeroDivisionError"
+
+
+def test_check_looks_for_the_files_of_a_task(tmp_path: Path) -> None:
+    (tmp_path / "corpus.jsonl").write_text('{"_id": "1", "text": "red shoe"}\n')
+    done = CliRunner().invoke(cli.app, ["check", "minilm-l6", "--task", str(tmp_path)])
+    assert "qrels" in done.output + str(done.exception)
+    assert done.exit_code != 0

@@ -28,6 +28,7 @@ class TrainingStep(BaseStep, ABC):
     takes: ClassVar[frozenset[Kind]] = frozenset({Kind.CHECKPOINT})
     gives: ClassVar[Kind] = Kind.CHECKPOINT
     libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers", "sentence-transformers", "accelerate", "tokenizers")
+    extra: ClassVar[str | None] = "train"
 
     minutes: float | None = Field(
         default=None,
