@@ -44,7 +44,7 @@ class FileSystem(Destination):
         parts = urlsplit(url.rpartition("::")[2]) if "://" in url else urlsplit("")
         self._bucket = parts.netloc.rpartition("@")[2] if parts.scheme in OBJECT_STORES else None
         if self._bucket == "":
-            raise PublishError(f"{self.url or url}: names no bucket; write {parts.scheme}://bucket/folder")
+            raise PublishError(f"{parts.scheme}:// names no bucket; write {parts.scheme}://bucket/folder")
         if extra := EXTRA_OF_SCHEME.get(parts.scheme):
             require_extra(extra, self.url)
         try:
